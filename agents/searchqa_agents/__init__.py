@@ -1,0 +1,1 @@
+"""Language-model agents for the searchqa environments."""

@@ -1,0 +1,1 @@
+"""Gymnasium environments for multi-turn search question answering. Importing registers the ids."""
