@@ -1,1 +1,32 @@
-"""Gymnasium environments for multi-turn search question answering. Importing registers the ids."""
+"""Gymnasium environments for multi-turn search question answering. Importing this package registers the ids.
+
+>>> import gymnasium as gym, searchqa_envs
+>>> env = gym.make("SearchQA-World-v0")
+"""
+
+import gymnasium as gym
+
+_IDS = {
+    "SearchQA-World-v0": "world",
+    "SearchQA-HotpotQA-v0": "hotpotqa",
+    "SearchQA-2WikiMultiHopQA-v0": "2wikimultihopqa",
+    "SearchQA-MuSiQue-v0": "musique",
+    "SearchQA-Bamboogle-v0": "bamboogle",
+    "SearchQA-NQ-v0": "nq",
+    "SearchQA-TriviaQA-v0": "triviaqa",
+    "SearchQA-PopQA-v0": "popqa",
+    "SearchQA-Custom-v0": "custom",
+}
+
+ENV_IDS = tuple(_IDS)
+
+for _id, _dataset in _IDS.items():
+    if _id not in gym.registry:
+        gym.register(
+            id=_id,
+            entry_point="searchqa_envs.env:SearchQAEnv",
+            vector_entry_point="searchqa_envs.vector:SearchQAVectorEnv",
+            kwargs={"dataset": _dataset},
+        )
+
+__all__ = ["ENV_IDS"]

@@ -160,7 +160,9 @@ class Rules:
     def check_segment(self, segment: ArrayLike) -> NDArray[np.int32]:
         """The segment as int32 ids, cut to ``max_segment_tokens``; raises ``InvalidSegmentError`` for anything but ids of the vocabulary."""
         if isinstance(segment, (str, bytes)):
-            raise InvalidSegmentError(f"A segment is token ids, not text: got {type(segment).__name__}. Wrap the environment in TextView to act with text.")
+            raise InvalidSegmentError(
+                f"A segment is token ids, not text: got {type(segment).__name__}. Wrap the environment in TextView to act with text."
+            )
         try:
             ids = np.asarray(segment)
         except (ValueError, TypeError, OverflowError) as error:
@@ -207,7 +209,9 @@ class Rules:
         except (RetrieverUnavailable, OSError) as error:
             return None, f"{type(error).__name__}: {error}", time.perf_counter() - started
         if len(answers) != len(unique):
-            raise ConfigurationError(f"{self.retriever!r} answered {len(answers)} of {len(unique)} requests; search must return one list per request.")
+            raise ConfigurationError(
+                f"{self.retriever!r} answered {len(answers)} of {len(unique)} requests; search must return one list per request."
+            )
         by_key = dict(zip(unique, answers, strict=True))
         return [by_key[key] for key in keys], None, time.perf_counter() - started
 
@@ -215,7 +219,21 @@ class Rules:
 class Episode:
     """A running episode. ``submit`` takes a checked segment and may ask for a search; ``resolve`` then gives the step's result."""
 
-    __slots__ = ("_length", "_mask", "_pending", "_tokens", "answer", "backend_error", "prompt", "question", "rules", "seed", "terminated", "truncated", "turns")
+    __slots__ = (
+        "_length",
+        "_mask",
+        "_pending",
+        "_tokens",
+        "answer",
+        "backend_error",
+        "prompt",
+        "question",
+        "rules",
+        "seed",
+        "terminated",
+        "truncated",
+        "turns",
+    )
 
     def __init__(self, rules: Rules, question: Question, seed: int) -> None:
         self.rules = rules
@@ -230,7 +248,7 @@ class Episode:
         self._tokens: NDArray[np.int32] = np.empty(1024, dtype=np.int32)
         self._mask: NDArray[np.int8] = np.empty(1024, dtype=np.int8)
         self._length = 0
-        self._pending: tuple[str, Action, int] | None = None
+        self._pending: tuple[NDArray[np.int32], str, Action] | None = None
 
     @classmethod
     def begin(cls, rules: Rules, question: Question, seed: int) -> Episode:
@@ -277,13 +295,15 @@ class Episode:
         return self.context, {"question_id": self.question.id, "question": self.question.question, "turn": 0, "turn_record": record}
 
     def submit(self, ids: NDArray[np.int32]) -> SearchRequest | None:
-        """Append what counts of a checked segment; the request to search with, if its action is a search that is to be executed."""
+        """Read a checked segment; the request to search with, if its action is a search that is to be executed.
+
+        Nothing changes before ``resolve``, so that an error in between leaves the episode as it was.
+        """
         if self.done:
             raise EpisodeStateError("The episode has ended; call reset() before the next step().")
         rules = self.rules
         used, text, action = rules.read_segment(ids)
-        self._append(ids[:used], 1)
-        self._pending = (text, action, used)
+        self._pending = (ids[:used], text, action)
         if action.kind != "search" or len(self.turns) + 1 >= rules.max_turns:
             return None
         return SearchRequest(
@@ -301,11 +321,13 @@ class Episode:
         """Finish the step that ``submit`` began: reply or end, and on an end the reward."""
         if self._pending is None:
             raise EpisodeStateError("resolve() without submit().")
-        text, action, used = self._pending
+        segment, text, action = self._pending
         self._pending = None
+        self._append(segment, 1)
         passages = tuple(hit.passage for hit in hits) if hits is not None else ()
         turn_number = len(self.turns) + 1
-        observation, ids = "", []
+        observation = ""
+        ids: list[int] = []
         if backend_error is not None:
             self.backend_error, self.truncated = backend_error, True
         elif action.kind == "answer":
@@ -322,7 +344,7 @@ class Episode:
                 observation, ids = reply
                 self._append(ids, 0)
         self.turns.append(Turn(text, action, hits is not None, passages, observation))
-        record = TurnRecord(np.array(ids, dtype=np.int32), used, self.loss_mask, passages, seconds)
+        record = TurnRecord(np.array(ids, dtype=np.int32), len(segment), self.loss_mask, passages, seconds)
         info: dict[str, Any] = {
             "question_id": self.question.id,
             "question": self.question.question,
@@ -420,7 +442,9 @@ class EpisodeSlot:
         self._order_key: int | None = None
         self._position = 0
 
-    def reset(self, rng: np.random.Generator, fresh_order: bool, options: Mapping[str, Any] | None) -> tuple[NDArray[np.int32], dict[str, Any]]:
+    def reset(
+        self, rng: np.random.Generator, fresh_order: bool, options: Mapping[str, Any] | None
+    ) -> tuple[NDArray[np.int32], dict[str, Any]]:
         """Begin the next episode; ``fresh_order`` after a seed was given."""
         if fresh_order:
             self._order_key = None

@@ -1,0 +1,119 @@
+"""From the arguments of an environment to its rules: defaults, and what each argument may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+from searchqa_envs.dialects import Dialect, get_dialect
+from searchqa_envs.episode import Rules
+from searchqa_envs.episode_types import Reward
+from searchqa_envs.errors import ConfigurationError
+from searchqa_envs.questions import QuestionSource
+from searchqa_envs.rewards import build_reward
+from searchqa_envs.tokenizers import build_tokenizer
+from searchqa_envs.tokenizers.base import Tokenizer
+from searchqa_retrievers.types import Retriever
+
+DATASETS = ("world", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "nq", "triviaqa", "popqa", "custom")
+WORLD_OPTIONS = ("preset", "world_seed", "num_worlds", "hops", "style")
+CUSTOM_OPTIONS = ("questions", "corpus")
+
+# Budgets (segment, observation, context), in tokens.
+WORLD_BUDGETS = (48, 192, 1024)
+BYTE_BUDGETS = (2048, 2048, 20_480)  # about four bytes to a token; holds five full turns
+TOKEN_BUDGETS = {  # published response and observation limits; contexts as Search-R1's engine had them (4096 + 500)
+    "search-r1": (500, 500, 4596),
+    "zerosearch": (500, 2048, 4596),
+    "r1-searcher": (512, 2048, 4608),
+}
+
+
+class UnknownArgumentError(ConfigurationError, TypeError):
+    """An environment does not know an argument."""
+
+
+def build_source(dataset: str, split: str | None, data_dir: str | PathLike[str] | None, options: Mapping[str, Any]) -> QuestionSource:
+    """The questions of a data set; ``options`` are the arguments that only the world or the custom set takes."""
+    if dataset not in DATASETS:
+        raise ConfigurationError(f"dataset must be one of {list(DATASETS)}; got {dataset!r}.")
+    allowed = WORLD_OPTIONS if dataset == "world" else CUSTOM_OPTIONS if dataset == "custom" else ()
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise UnknownArgumentError(
+            f"unexpected argument {unknown[0]!r} for the data set {dataset!r}; beside the common arguments it takes {list(allowed) or 'none'}."
+        )
+    if dataset == "world":
+        from searchqa_envs.world import WorldSource
+
+        return WorldSource(split=split or "train", **{name: value for name, value in options.items() if value is not None})
+    from searchqa_envs.datasets import load_custom, load_source
+
+    if dataset == "custom":
+        if options.get("questions") is None:
+            raise ConfigurationError(
+                "The custom data set needs questions=<path or rows>; corpus=<path> too, unless the questions carry contexts."
+            )
+        return load_custom(questions=options["questions"], corpus=options.get("corpus"), split=split)
+    return load_source(dataset, split=split, data_dir=data_dir)
+
+
+def default_budgets(dataset: str, tokenizer: Tokenizer, dialect: Dialect) -> tuple[int, int, int]:
+    """Segment, observation and context budgets where the caller names none."""
+    if tokenizer.name.startswith("world"):
+        return WORLD_BUDGETS if dataset == "world" else BYTE_BUDGETS
+    if tokenizer.name.startswith("byte"):
+        return BYTE_BUDGETS
+    return TOKEN_BUDGETS.get(dialect.name, TOKEN_BUDGETS["search-r1"])
+
+
+def build_rules(
+    dataset: str,
+    split: str | None = None,
+    retriever: str | Mapping[str, Any] | Retriever = "bm25",
+    top_k: int | None = None,
+    max_turns: int = 5,
+    max_context_tokens: int | None = None,
+    max_segment_tokens: int | None = None,
+    max_observation_tokens: int | None = None,
+    tokenizer: Any = None,
+    dialect: str | Dialect = "search-r1",
+    prompt: str | None = None,
+    reward: str | Mapping[str, Any] | Reward = "em",
+    reward_weights: Mapping[str, float] | None = None,
+    forced_answer: bool = False,
+    data_dir: str | PathLike[str] | None = None,
+    **options: Any,
+) -> Rules:
+    """The rules of an environment from its arguments. Raises ``ConfigurationError`` for a value that cannot be."""
+    world = dataset == "world"
+    source = build_source(dataset, split, data_dir, options)
+    chosen_dialect = get_dialect(dialect)
+    chosen_tokenizer = build_tokenizer(tokenizer if tokenizer is not None else "world" if world else "byte")
+    budgets = default_budgets(dataset, chosen_tokenizer, chosen_dialect)
+    if isinstance(retriever, str):
+        built = source.build_retriever({"name": retriever})
+    elif isinstance(retriever, Mapping):
+        built = source.build_retriever(dict(retriever))
+    elif callable(getattr(retriever, "search", None)):
+        built = retriever
+    else:
+        raise ConfigurationError(
+            f"retriever must be a name, a mapping with 'name', or an object with search(requests); got {type(retriever).__name__}. "
+            "Wrap a plain function in searchqa_retrievers.from_function."
+        )
+    return Rules(
+        source=source,
+        retriever=built,
+        tokenizer=chosen_tokenizer,
+        dialect=chosen_dialect,
+        prompt=prompt if prompt is not None else "bare" if world else "published",
+        reward=build_reward(reward, reward_weights),
+        top_k=top_k if top_k is not None else getattr(source, "top_k", 3),
+        max_turns=max_turns,
+        max_segment_tokens=max_segment_tokens if max_segment_tokens is not None else budgets[0],
+        max_observation_tokens=max_observation_tokens if max_observation_tokens is not None else budgets[1],
+        max_context_tokens=max_context_tokens if max_context_tokens is not None else budgets[2],
+        forced_answer=forced_answer,
+    )

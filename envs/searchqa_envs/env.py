@@ -1,0 +1,230 @@
+"""The environment: multi-turn question answering with a search engine, in tokens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from searchqa_envs.configuration import build_rules
+from searchqa_envs.dialects import Dialect
+from searchqa_envs.episode import EpisodeSlot, Rules, Step
+from searchqa_envs.episode_types import EpisodeView, Reward
+from searchqa_envs.errors import ConfigurationError
+from searchqa_envs.questions import QuestionSource
+from searchqa_envs.rendering import render_episode
+from searchqa_envs.spaces import TokenSequence
+from searchqa_envs.tokenizers.base import Tokenizer
+from searchqa_retrievers.types import Retriever
+
+
+class SearchQAEnv(gym.Env[NDArray[np.int32], ArrayLike]):
+    """A policy answers a question in several turns, searching as often as it likes within its budget.
+
+    ## Description
+    In each turn the policy writes a *segment*: reasoning, then either a query or an answer between the tags of the *dialect*. A query is
+    answered with retrieved passages, an answer ends the episode. Everything passes as token ids: ids that the policy sampled are never
+    decoded and encoded again. Text from a retriever can never act as the policy's: tags in it are defused before it is encoded.
+
+    ## Action Space
+    ``TokenSequence(vocab_size, 0, max_segment_tokens)``: a 1-D integer array or list. What counts of it ends at the token that completes the
+    dialect's first closing tag; ids behind it are dropped (an end-of-sequence id directly behind it is kept). A longer segment is cut.
+
+    ## Observation Space
+    ``TokenSequence(vocab_size, 1, max_context_tokens)``: the whole context so far, int32[T]: prompt, then segments and replies in turn.
+
+    ## Starting State
+    The prompt with the next question: one chosen by ``options={"question_id": ...}`` or ``{"index": ...}``, or else the next of an order
+    drawn from ``np_random``.
+
+    ## Rewards
+    0.0 until the episode ends, then the weighted sum of the reward's named terms (default: exact match, 1 or 0).
+
+    ## Episode End
+    Terminated: an answer, or the dialect's own ending (R1-Searcher: a segment that is no action). Truncated: ``max_turns`` segments without
+    an answer (a search in the last one is recorded, not executed), no room in the context for another full segment, or a lost search back
+    end (reward 0, no terms, ``info["backend_error"]``).
+
+    ## Information
+    ``reset``: ``question_id, question, turn, turn_record``. ``step`` adds ``action`` ("search", "answer" or "invalid"), ``query`` (None unless a
+    search), ``backend_error`` (None unless lost), and at the end ``answer, golden_answers, metrics, reward_terms``. ``turn_record`` is a
+    ``TurnRecord`` with the environment's new ids, how many ids of the segment counted, the loss mask, and the passages.
+
+    ## Arguments
+    dataset, split
+        The data set and its part: train, dev, test, ``all`` (every row) or ``extra``. The registered ids fix the data set.
+    retriever
+        A name ("bm25", "none", "random"), a mapping ``{"name": "bm25", "k1": 0.9, ...}``, or any ``searchqa_retrievers.Retriever``.
+    top_k
+        Passages per search (default 3; the world: its preset's).
+    max_turns, max_segment_tokens, max_observation_tokens, max_context_tokens
+        Budgets; a turn is one segment. Passage text is cut to fit, tags never.
+    tokenizer
+        "byte", "world", a path, a hub name, or a transformers, tokenizers or own object.
+    dialect, prompt
+        "search-r1", "r1-searcher" or "zerosearch"; the prompt is "published", "bare", another of the dialect's, or a template with ``{question}``.
+    reward, reward_weights
+        A preset's name, a mapping, or a callable of an ``EpisodeView``; weights by term name.
+    forced_answer
+        Announce the last turn in environment text.
+    data_dir
+        Where data sets lie; otherwise ``$SEARCHQA_DATA``, the user's cache, or a download.
+    render_mode
+        "ansi" (``render`` returns the episode as text) or "human" (written to the terminal as it goes).
+    preset, world_seed, num_worlds, hops, style
+        Only the world. questions, corpus: only the custom set.
+
+    ## Version History
+    - v0: first version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 1}
+
+    def __init__(
+        self,
+        dataset: str,
+        split: str | None = None,
+        retriever: str | Mapping[str, Any] | Retriever = "bm25",
+        top_k: int | None = None,
+        max_turns: int = 5,
+        max_context_tokens: int | None = None,
+        max_segment_tokens: int | None = None,
+        max_observation_tokens: int | None = None,
+        tokenizer: Any = None,
+        dialect: str | Dialect = "search-r1",
+        prompt: str | None = None,
+        reward: str | Mapping[str, Any] | Reward = "em",
+        reward_weights: Mapping[str, float] | None = None,
+        forced_answer: bool = False,
+        data_dir: str | PathLike[str] | None = None,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ConfigurationError(f"render_mode must be one of {self.metadata['render_modes']} or None; got {render_mode!r}.")
+        self.render_mode = render_mode
+        self.rules: Rules = build_rules(
+            dataset,
+            split=split,
+            retriever=retriever,
+            top_k=top_k,
+            max_turns=max_turns,
+            max_context_tokens=max_context_tokens,
+            max_segment_tokens=max_segment_tokens,
+            max_observation_tokens=max_observation_tokens,
+            tokenizer=tokenizer,
+            dialect=dialect,
+            prompt=prompt,
+            reward=reward,
+            reward_weights=reward_weights,
+            forced_answer=forced_answer,
+            data_dir=data_dir,
+            **options,
+        )
+        self._slot = EpisodeSlot(self.rules)
+        self.observation_space, self.action_space = token_spaces(self.rules)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """``encode``, ``decode``, ``vocab_size``, ``pad_id``, ``eos_id``."""
+        return self.rules.tokenizer
+
+    @property
+    def dialect(self) -> Dialect:
+        """Tags, prompt and rules."""
+        return self.rules.dialect
+
+    @property
+    def source(self) -> QuestionSource:
+        """The questions."""
+        return self.rules.source
+
+    @property
+    def max_segment_tokens(self) -> int:
+        """The longest segment."""
+        return self.rules.max_segment_tokens
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.int32], dict[str, Any]]:
+        """Begin an episode; see the class for ``options``."""
+        super().reset(seed=seed)
+        observation, info = self._slot.reset(self.np_random, fresh_order=seed is not None, options=options)
+        self._show()
+        return observation, info
+
+    def step(self, action: ArrayLike) -> Step:
+        """Take a segment. Raises ``InvalidSegmentError`` (the episode is left as it was) for anything but ids of the vocabulary."""
+        episode = self._slot.current()
+        request = episode.submit(self.rules.check_segment(action))
+        if request is None:
+            result = episode.resolve()
+        else:
+            answers, error, seconds = self.rules.search([request])
+            result = episode.resolve(answers[0] if answers is not None else None, error, seconds)
+        self._show()
+        return result
+
+    def set_progress(self, step: int, total: int) -> None:
+        """Feed the schedules of reward and retriever; trainers call it before each rollout."""
+        self.rules.set_progress(step, total)
+
+    def get_state(self) -> dict[str, Any]:
+        """The whole state as plain values: question, tokens, turns, order, RNG, progress. :meth:`set_state` continues from it identically."""
+        return self._slot.get_state(self.np_random)
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of :meth:`get_state`, also one made in another process."""
+        self._slot.set_state(self.np_random, state)
+
+    def episode_view(self) -> EpisodeView:
+        """The current episode as text and typed data."""
+        return self._slot.current().view()
+
+    def stamp(self) -> dict[str, Any]:
+        """What a number measured here needs to be comparable."""
+        return environment_stamp(self.rules)
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The episode so far as text ("ansi"); nothing in "human" mode, which writes as it goes."""
+        if self.render_mode == "ansi":
+            return render_episode(self._slot.current().view(), colour=False)
+        return None
+
+    def _show(self) -> None:
+        if self.render_mode == "human":
+            view = self._slot.current().view()
+            sys.stdout.write(render_episode(view, colour=sys.stdout.isatty(), last_only=True) + "\n")
+            sys.stdout.flush()
+
+
+def token_spaces(rules: Rules) -> tuple[TokenSequence, TokenSequence]:
+    """Observation and action space."""
+    vocab_size = rules.tokenizer.vocab_size
+    return TokenSequence(vocab_size, 1, rules.max_context_tokens), TokenSequence(vocab_size, 0, rules.max_segment_tokens)
+
+
+def environment_stamp(rules: Rules) -> dict[str, Any]:
+    """Data set, retriever, tokenizer, dialect, reward, budgets and package version, as plain values."""
+    from importlib.metadata import version
+
+    retriever = rules.retriever
+    described = retriever.stamp() if hasattr(retriever, "stamp") else {"name": getattr(retriever, "name", type(retriever).__name__)}
+    return {
+        **rules.source.stamp(),
+        "retriever": described,
+        "top_k": rules.top_k,
+        "dialect": rules.dialect.name,
+        "prompt": rules.prompt,
+        "reward": rules.reward.stamp(),
+        "tokenizer": rules.tokenizer.name,
+        "max_turns": rules.max_turns,
+        "max_segment_tokens": rules.max_segment_tokens,
+        "max_observation_tokens": rules.max_observation_tokens,
+        "max_context_tokens": rules.max_context_tokens,
+        "forced_answer": rules.forced_answer,
+        "searchqa_gym": version("searchqa-gym"),
+    }
