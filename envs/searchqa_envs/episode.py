@@ -197,6 +197,11 @@ class Rules:
         text = raw.decode("utf-8", errors="replace")
         return used, text, self.dialect.parse(text)
 
+    def is_complete(self, ids: Sequence[int]) -> bool:
+        """Whether a segment under way is at its end: its last id is end of sequence, or a closing tag is complete."""
+        raw = b"".join(self.tokenizer.pieces(ids))
+        return bool(ids) and (ids[-1] == self.tokenizer.eos_id or any(closer in raw for closer in self._closers))
+
     # -- search --------------------------------------------------------------------------------------------------------------------------
 
     def search(self, requests: Sequence[SearchRequest]) -> tuple[list[list[Hit]] | None, str | None, float]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from searchqa_envs.episode_types import EpisodeView
 
 _DIM, _BOLD, _RESET = "\033[2m", "\033[1m", "\033[0m"
-_HIDDEN = {code: "�" for code in range(32) if code not in (9, 10)} | {127: "�"} | {code: "�" for code in range(128, 160)}
+_HIDDEN = {code: "�" for code in range(32) if code not in (9, 10)} | {127: "�"} | dict.fromkeys(range(128, 160), "�")
 
 
 def render_episode(view: EpisodeView, colour: bool, last_only: bool = False) -> str:
-    """Prompt and environment text dim, segments bold where ``colour``; control characters are shown as U+FFFD, so that no text can steer the terminal.
+    """Prompt and environment text dim, segments bold where ``colour``.
 
+    Control characters are shown as U+FFFD, so that no text can steer the terminal.
     ``last_only`` gives the newest turn (the prompt before the first).
     """
     parts: list[str] = []

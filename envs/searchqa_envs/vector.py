@@ -39,7 +39,8 @@ class SearchQAVectorEnv(VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.
         once, ``final_obs`` and ``final_info`` are in its info. ``DISABLED``: the caller resets, with ``reset(options={"reset_mask": bool[N]})`` or
         ``reset_at``; the right mode for group rollouts.
 
-    ``reset`` options: ``question_id`` or ``index``, a sequence of ``num_envs`` values (those outside the mask are ignored; None draws), and ``reset_mask``.
+    ``reset`` options: ``question_id`` or ``index`` (one value for all, or ``num_envs`` values: those outside the mask are ignored, None draws the
+    next), and ``reset_mask``.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}
@@ -296,10 +297,11 @@ def _reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
 def _options_per_environment(options: Mapping[str, Any] | None, count: int) -> list[dict[str, Any] | None]:
     if not options:
         return [None] * count
-    for name, values in options.items():
-        if isinstance(values, (str, int)) or len(values) != count:
-            raise ConfigurationError(f"options[{name!r}] must be a sequence with one value per environment, {count} here; got {values!r}.")
-    return [{name: values[i] for name, values in options.items() if values[i] is not None} for i in range(count)]
+    spread = {name: [values] * count if isinstance(values, (str, int)) else values for name, values in options.items()}
+    for name, values in spread.items():
+        if len(values) != count:
+            raise ConfigurationError(f"options[{name!r}] must be one value, or one per environment, {count} here; got {len(values)}.")
+    return [{name: values[i] for name, values in spread.items() if values[i] is not None} for i in range(count)]
 
 
 def columns(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
