@@ -1,5 +1,10 @@
 """Search back ends for question-answering environments. See ``searchqa_retrievers.types`` for the interface."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from searchqa_retrievers.types import (
     CorpusError,
     Hit,
@@ -11,4 +16,56 @@ from searchqa_retrievers.types import (
     default_cache_key,
 )
 
-__all__ = ["CorpusError", "Hit", "Passage", "Retriever", "RetrieverError", "RetrieverUnavailable", "SearchRequest", "default_cache_key"]
+if TYPE_CHECKING:
+    from searchqa_retrievers.bm25 import BM25_PRESETS, BM25Retriever
+    from searchqa_retrievers.build import build_retriever
+    from searchqa_retrievers.cached import Cached
+    from searchqa_retrievers.controls import NoRetriever, RandomRetriever
+    from searchqa_retrievers.corpus import Corpus
+    from searchqa_retrievers.function import from_function
+    from searchqa_retrievers.paths import cache_root
+
+# Loaded when first asked for, so that importing an environment stays quick.
+_LAZY = {
+    "BM25Retriever": "bm25",
+    "BM25_PRESETS": "bm25",
+    "Cached": "cached",
+    "Corpus": "corpus",
+    "NoRetriever": "controls",
+    "RandomRetriever": "controls",
+    "build_retriever": "build",
+    "cache_root": "paths",
+    "from_function": "function",
+}
+
+__all__ = [
+    "BM25_PRESETS",
+    "BM25Retriever",
+    "Cached",
+    "Corpus",
+    "CorpusError",
+    "Hit",
+    "NoRetriever",
+    "Passage",
+    "RandomRetriever",
+    "Retriever",
+    "RetrieverError",
+    "RetrieverUnavailable",
+    "SearchRequest",
+    "build_retriever",
+    "cache_root",
+    "default_cache_key",
+    "from_function",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,171 @@
+"""From text to terms, equal to ``bm25s.tokenize``: lower case, words of two or more characters, stop words out, stems."""
+
+from __future__ import annotations
+
+import re
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from searchqa_retrievers.types import RetrieverError
+
+ANALYZER_VERSION = 1
+"""Raised whenever the terms of some text change; part of the key of every stored index."""
+
+MAX_QUERY_CHARACTERS = 65_536
+"""What follows in a longer query is not read."""
+
+MAX_QUERY_TERMS = 4_096
+"""Words after this many are not searched for."""
+
+# fmt: off
+ENGLISH_STOP_WORDS = (
+    "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not",
+    "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "will", "with",
+)
+# fmt: on
+"""Lucene's classic list of 33 words, which bm25s calls ``en``."""
+
+_find_words = re.compile(r"\b\w\w+\b").findall
+_MEMO_ENTRIES = 200_000
+_MEMO_WORD_LENGTH = 64
+
+
+class AnalyzedCorpus(NamedTuple):
+    """Every term of every passage, as numbers.
+
+    ``terms[i]`` is the term with number ``i``; ``flat`` (int32[T]) has the terms of all passages one after another, ``documents``
+    (int32[T]) the passage of each, ``lengths`` (int64[N]) the number of terms of each passage.
+    """
+
+    terms: list[str]
+    flat: npt.NDArray[np.int32]
+    documents: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+
+
+class Analyzer:
+    """Splits text into stemmed terms.
+
+    Parameters
+    ----------
+    stop_words
+        ``"en"`` (33 words), another language that bm25s knows (``"de"``, ``"french"``, ...), a sequence of words, or None.
+    stemmer
+        An algorithm of PyStemmer (``"english"`` is Porter 2), or None.
+    """
+
+    def __init__(self, stop_words: str | Sequence[str] | None = "en", stemmer: str | None = "english") -> None:
+        self.stop_words = resolve_stop_words(stop_words)
+        self.stemmer = stemmer
+        self._stem_words = _load_stemmer(stemmer)
+        self._stem_lock = threading.Lock()
+
+    def terms(self, text: str) -> list[str]:
+        """The terms of a text, in order, repetitions kept."""
+        return self._stem([word for word in _find_words(text.lower()) if word not in self.stop_words])
+
+    def analyze_corpus(self, texts: Iterable[str], advance: Callable[[], object] | None = None) -> AnalyzedCorpus:
+        """The terms of all texts, numbered by first appearance; ``advance`` is called after each text."""
+        word_numbers = _Numbering()
+        number_of = word_numbers.__getitem__
+        words = array("i")
+        ends = array("q", [0])
+        for text in texts:
+            words.extend(map(number_of, _find_words(text.lower())))
+            ends.append(len(words))
+            if advance is not None:
+                advance()
+        vocabulary = list(word_numbers)
+        term_numbers = _Numbering()
+        term_of_word = np.fromiter(
+            (-1 if word in self.stop_words else term_numbers[stem] for word, stem in zip(vocabulary, self._stem(vocabulary), strict=True)),
+            dtype=np.int32,
+            count=len(vocabulary),
+        )
+        counts: npt.NDArray[np.int64] = np.diff(np.frombuffer(ends, dtype=np.int64))
+        flat = term_of_word[np.frombuffer(words, dtype=np.int32)]
+        documents = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        kept = flat >= 0
+        flat, documents = flat[kept], documents[kept]
+        return AnalyzedCorpus(list(term_numbers), flat, documents, np.bincount(documents, minlength=len(counts)).astype(np.int64))
+
+    def query_analyzer(self, vocabulary: dict[str, int]) -> Callable[[str], list[int]]:
+        """A function from a query to the numbers of its terms in ``vocabulary``, in order, repetitions kept, -1 for what is not in it.
+
+        At most :data:`MAX_QUERY_CHARACTERS` characters and :data:`MAX_QUERY_TERMS` words of a query are read.
+        """
+        number_of = _WordMemo(self, vocabulary).__getitem__
+
+        def analyze(query: str) -> list[int]:
+            words = _find_words(query[:MAX_QUERY_CHARACTERS].lower())
+            return list(map(number_of, words[:MAX_QUERY_TERMS]))
+
+        return analyze
+
+    def _stem(self, words: list[str]) -> list[str]:
+        if self._stem_words is None:
+            return words
+        with self._stem_lock:  # a PyStemmer object keeps a cache and must not be shared by threads unguarded
+            return self._stem_words(words)
+
+
+class _Numbering(dict[str, int]):
+    """Numbers keys from 0 in the order in which they are first asked for."""
+
+    def __missing__(self, key: str) -> int:
+        number = self[key] = len(self)
+        return number
+
+
+class _WordMemo(dict[str, int]):
+    """From a word to the number of its term, or -1 for a stop word and for a term outside the vocabulary; bounded."""
+
+    def __init__(self, analyzer: Analyzer, vocabulary: dict[str, int]) -> None:
+        super().__init__()
+        self._analyzer = analyzer
+        self._vocabulary = vocabulary
+
+    def __missing__(self, word: str) -> int:
+        if word in self._analyzer.stop_words:
+            number = -1
+        else:
+            number = self._vocabulary.get(self._analyzer._stem([word])[0], -1)
+        if len(word) <= _MEMO_WORD_LENGTH:
+            if len(self) >= _MEMO_ENTRIES:
+                self.clear()
+            self[word] = number
+        return number
+
+
+def resolve_stop_words(stop_words: str | Sequence[str] | None) -> frozenset[str]:
+    """The set of words behind a name or a list."""
+    if stop_words is None:
+        return frozenset()
+    if not isinstance(stop_words, str):
+        return frozenset(stop_words)
+    if stop_words in ("en", "english"):
+        return frozenset(ENGLISH_STOP_WORDS)
+    from bm25s.tokenization import _infer_stopwords
+
+    try:
+        return frozenset(_infer_stopwords(stop_words))
+    except ValueError as error:
+        raise RetrieverError(
+            f"stopwords must be a language that bm25s knows, a list of words or None, got {stop_words!r}: {error}"
+        ) from error
+
+
+def _load_stemmer(name: str | None) -> Callable[[list[str]], list[str]] | None:
+    if name is None:
+        return None
+    import Stemmer
+
+    if name not in Stemmer.algorithms(True):
+        raise RetrieverError(f"stemmer must be None or one of {', '.join(Stemmer.algorithms())}, got {name!r}")
+    stem: Any = Stemmer.Stemmer(name).stemWords
+    return stem  # type: ignore[no-any-return]

@@ -1,0 +1,215 @@
+"""BM25 search with exact, reproducible results."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from searchqa_retrievers.analysis import Analyzer
+from searchqa_retrievers.bm25_index import METHODS, BM25Index, build_index, index_key, open_or_build
+from searchqa_retrievers.checks import check_request
+from searchqa_retrievers.corpus import Corpus
+from searchqa_retrievers.paths import cache_root
+from searchqa_retrievers.types import Hit, RetrieverError, SearchRequest, default_cache_key
+
+BM25_PRESETS: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "bm25s": MappingProxyType({"k1": 1.5, "b": 0.75}),
+        "search-r1": MappingProxyType({"k1": 0.9, "b": 0.4}),
+    }
+)
+"""``bm25s``: the defaults of that library; ``search-r1``: the defaults of Anserini's Lucene, which Search-R1's BM25 server uses."""
+
+SMALL_CORPUS = 5_000
+"""Up to this many passages an index is built in memory at every start (milliseconds), leaves no files and compiles nothing."""
+
+# What np.partition is worth it for in the small path; below, sorting everything is quicker.
+_SORT_ALL = 64
+
+
+class BM25Retriever:
+    """BM25 over the ``contents`` (title and text) of a corpus, as bm25s computes it, with a fixed order among equal scores.
+
+    Scores are those of bm25s 0.3.16 bit for bit (float32, terms added in the order of the query, repeated terms counted each time).
+    Hits are ordered by score descending, then by passage id. Passages with score 0 are never returned, so there can be fewer than
+    ``top_k``, and none for a query without a known term. Of an extremely long query only the first 65,536 characters and 4,096 words
+    count.
+
+    An index of more than :data:`SMALL_CORPUS` passages is kept, memory-mapped, below ``cache_dir``; its name is a hash of the corpus
+    and all settings. The object can be shared by threads, and pickled: it comes back by opening or building the index again.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    k1, b : float
+        Saturation of term frequency (at least 0) and weight of passage length (0 to 1).
+    method : str
+        ``"lucene"``, ``"robertson"`` or ``"atire"``.
+    stopwords : str, sequence of str or None
+        ``"en"``: the 33 words of Lucene; another language known to bm25s; a list; or None.
+    stemmer : str or None
+        An algorithm of PyStemmer, or None.
+    cache_dir : path or None
+        Folder for indexes. Default: ``$SEARCHQA_CACHE``, else the user's cache folder for ``searchqa``.
+    show_progress : bool
+        A progress bar on stderr while a large index is built in a terminal.
+
+    Raises
+    ------
+    RetrieverError
+        A setting is out of its range.
+    """
+
+    name = "bm25"
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        k1: float = 1.5,
+        b: float = 0.75,
+        method: str = "lucene",
+        stopwords: str | Sequence[str] | None = "en",
+        stemmer: str | None = "english",
+        cache_dir: str | Path | None = None,
+        show_progress: bool = True,
+    ) -> None:
+        if not 0 <= k1 < float("inf"):
+            raise RetrieverError(f"k1 must be a finite number of at least 0, got {k1!r}")
+        if not 0 <= b <= 1:
+            raise RetrieverError(f"b must be between 0 and 1, got {b!r}")
+        if method not in METHODS:
+            raise RetrieverError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        self.corpus = corpus
+        self._arguments: dict[str, Any] = {
+            "k1": float(k1),
+            "b": float(b),
+            "method": method,
+            "stopwords": stopwords if stopwords is None or isinstance(stopwords, str) else tuple(stopwords),
+            "stemmer": stemmer,
+            "cache_dir": cache_dir,
+            "show_progress": show_progress,
+        }
+        analyzer = Analyzer(stopwords, stemmer)
+        scoring: dict[str, Any] = {"k1": float(k1), "b": float(b), "method": method}
+
+        def build() -> BM25Index:
+            return build_index(corpus, analyzer, **scoring, show_progress=show_progress)
+
+        self._small = len(corpus) <= SMALL_CORPUS
+        if self._small:
+            self.index = build()
+        else:
+            root = cache_root() if cache_dir is None else Path(cache_dir)
+            key = index_key(corpus, {**scoring, "stopwords": sorted(analyzer.stop_words), "stemmer": stemmer})
+            self.index = open_or_build(root / "bm25" / key, build)
+        self._analyze = analyzer.query_analyzer(self.index.vocabulary)
+        self._buffers = threading.local()
+
+    def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
+        """Answer all requests; equal queries are searched once."""
+        if not requests:
+            return []
+        slots: dict[str, int] = {}
+        top_k = 0
+        for request in requests:
+            if request.top_k < 1 or request.filters:
+                check_request(request, self.name)
+            slots.setdefault(request.query, len(slots))
+            top_k = max(top_k, request.top_k)
+        top_k = min(top_k, len(self.corpus))
+        analyzed = [self._analyze(query) for query in slots]
+        rank = self._rank_small if self._small else self._rank_large
+        # A result for a smaller top_k is the beginning of that for a larger one, since the order is total.
+        ranked = rank(analyzed, top_k)
+        answers = []
+        corpus = self.corpus
+        for request in requests:
+            documents, scores = ranked[slots[request.query]]
+            k = request.top_k
+            answers.append([Hit(corpus[i], score) for i, score in zip(documents[:k], scores[:k], strict=True)])
+        return answers
+
+    def cache_key(self, request: SearchRequest) -> Hashable:
+        return default_cache_key(request)
+
+    def stamp(self) -> dict[str, Any]:
+        """The settings that a result depends on, for the record of a run."""
+        settings = {key: self._arguments[key] for key in ("k1", "b", "method", "stopwords", "stemmer")}
+        return {"retriever": self.name, **settings, "corpus_sha256": self.corpus.sha256, "passages": len(self.corpus)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BM25Retriever:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.corpus, self._arguments)
+
+    def __repr__(self) -> str:
+        return f"BM25Retriever({self.corpus!r}, k1={self._arguments['k1']}, b={self._arguments['b']})"
+
+    def _rank_small(self, queries: list[list[int]], top_k: int) -> list[tuple[list[int], list[float]]]:
+        """The best passages (positions, scores) of each query, by NumPy alone."""
+        data, indices, indptr = self.index.data, self.index.indices, self.index.indptr
+        ranked = []
+        for terms in queries:
+            scores = np.zeros(self.index.num_passages, dtype=np.float32)
+            for term in terms:
+                if term >= 0:
+                    postings = slice(indptr[term], indptr[term + 1])
+                    scores[indices[postings]] += data[postings]  # a passage is at most once among the postings of a term
+            found = np.flatnonzero(scores)
+            values = scores[found]
+            if len(found) > max(top_k, _SORT_ALL):
+                kept = values >= np.partition(values, len(values) - top_k)[len(values) - top_k]
+                found, values = found[kept], values[kept]
+            order = np.argsort(-values, kind="stable")[:top_k]
+            ranked.append((found[order].tolist(), values[order].tolist()))
+        return ranked
+
+    def _rank_large(self, queries: list[list[int]], top_k: int) -> list[tuple[list[int], list[float]]]:
+        """The same by compiled code."""
+        from searchqa_retrievers.bm25_kernel import compiled_search
+
+        flat = array("i")
+        ends = array("q", [0])
+        for terms in queries:
+            flat.extend(terms)
+            ends.append(len(flat))
+        scores, block_best = self._scratch()
+        out_scores = np.empty((len(queries), top_k), dtype=np.float32)
+        out_documents = np.empty((len(queries), top_k), dtype=np.int32)
+        out_counts = np.empty(len(queries), dtype=np.int64)
+        compiled_search()(
+            self.index.data,
+            self.index.indices,
+            self.index.indptr,
+            np.array(flat, dtype=np.int32),
+            np.array(ends, dtype=np.int64),
+            scores,
+            block_best,
+            out_scores,
+            out_documents,
+            out_counts,
+        )
+        counts, documents, values = out_counts.tolist(), out_documents.tolist(), out_scores.tolist()
+        return [(row[:count], value[:count]) for count, row, value in zip(counts, documents, values, strict=True)]
+
+    def _scratch(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """This thread's accumulator (all zero between searches) and block maxima."""
+        scratch: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]] | None = getattr(self._buffers, "scratch", None)
+        if scratch is None:
+            from searchqa_retrievers.bm25_kernel import BLOCK
+
+            blocks = -(-self.index.num_passages // BLOCK)
+            scratch = self._buffers.scratch = (np.zeros(blocks * BLOCK, dtype=np.float32), np.empty(blocks, dtype=np.int32))
+        return scratch
+
+
+def _restore(corpus: Corpus, arguments: dict[str, Any]) -> BM25Retriever:
+    return BM25Retriever(corpus, **arguments)

@@ -1,0 +1,101 @@
+"""From a name or a configuration to a retriever."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from searchqa_retrievers.cached import Cached
+from searchqa_retrievers.corpus import Corpus
+from searchqa_retrievers.types import Retriever, RetrieverError
+
+DEFAULT_CACHE_ENTRIES = 10_000
+
+
+def build_retriever(config: str | Mapping[str, Any] | Retriever, corpus: Corpus) -> Retriever:
+    """Make the retriever that ``config`` describes over ``corpus``.
+
+    Parameters
+    ----------
+    config
+        A name (``"bm25"``, ``"random"``, ``"none"``); or a mapping with ``name``, the arguments of that retriever, for ``bm25`` also
+        ``preset`` (``"search-r1"``: k1 0.9, b 0.4; single values can be given beside it), and ``cache_entries`` (default 10,000
+        answers kept in memory, 0 for none); or a retriever, which is returned as it is.
+    corpus : Corpus
+
+    Raises
+    ------
+    RetrieverError
+        The name or a key is unknown; the message lists the choices.
+    """
+    if isinstance(config, str):
+        config = {"name": config}
+    elif not isinstance(config, Mapping):
+        if isinstance(config, Retriever):
+            return config
+        raise RetrieverError(
+            f"a retriever must be a name ({_choices()}), a mapping with 'name', or an object with `search` and `cache_key`, "
+            f"got {type(config).__name__}"
+        )
+    options = dict(config)
+    name = options.pop("name", None)
+    make = _MAKERS.get(name) if isinstance(name, str) else None
+    if make is None:
+        raise RetrieverError(f"the name of a retriever must be one of {_choices()}, got {name!r}; pass an object for one of your own")
+    entries = options.pop("cache_entries", DEFAULT_CACHE_ENTRIES)
+    if isinstance(entries, bool) or not isinstance(entries, int) or entries < 0:
+        raise RetrieverError(f"cache_entries must be a whole number of at least 0 (0: no cache), got {entries!r}")
+    allowed = [parameter for parameter in inspect.signature(make).parameters if parameter != "corpus"]
+    unknown = sorted(map(str, set(options) - set(allowed)))
+    if unknown:
+        raise RetrieverError(f"retriever {name!r} has no option {', '.join(unknown)}; it has {', '.join([*allowed, 'cache_entries'])}")
+    retriever = make(corpus, **options)
+    return Cached(retriever, entries) if entries else retriever
+
+
+def _bm25(
+    corpus: Corpus,
+    preset: str = "bm25s",
+    k1: float | None = None,
+    b: float | None = None,
+    method: str = "lucene",
+    stopwords: Any = "en",
+    stemmer: str | None = "english",
+    cache_dir: str | None = None,
+    show_progress: bool = True,
+) -> Retriever:
+    from searchqa_retrievers.bm25 import BM25_PRESETS, BM25Retriever
+
+    if preset not in BM25_PRESETS:
+        raise RetrieverError(f"preset of retriever 'bm25' must be one of {', '.join(BM25_PRESETS)}, got {preset!r}")
+    values = BM25_PRESETS[preset]
+    return BM25Retriever(
+        corpus,
+        k1=values["k1"] if k1 is None else k1,
+        b=values["b"] if b is None else b,
+        method=method,
+        stopwords=stopwords,
+        stemmer=stemmer,
+        cache_dir=cache_dir,
+        show_progress=show_progress,
+    )
+
+
+def _random(corpus: Corpus, seed: int = 0) -> Retriever:
+    from searchqa_retrievers.controls import RandomRetriever
+
+    return RandomRetriever(corpus, seed)
+
+
+def _none(corpus: Corpus) -> Retriever:
+    from searchqa_retrievers.controls import NoRetriever
+
+    return NoRetriever()
+
+
+_MAKERS: dict[str, Callable[..., Retriever]] = {"bm25": _bm25, "none": _none, "random": _random}
+
+
+def _choices() -> str:
+    return ", ".join(_MAKERS)
