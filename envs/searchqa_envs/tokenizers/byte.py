@@ -1,0 +1,90 @@
+"""The embedded tokenizer: UTF-8 bytes, and the dialects' tags as single tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from searchqa_envs.errors import InvalidSegmentError
+
+TAGS: tuple[str, ...] = (
+    "<think>",
+    "</think>",
+    "<search>",
+    "</search>",
+    "<information>",
+    "</information>",
+    "<answer>",
+    "</answer>",
+    "<|begin_of_query|>",
+    "<|end_of_query|>",
+    "<|begin_of_documents|>",
+    "<|end_of_documents|>",
+)
+"""The tags of Search-R1, ZeroSearch (the same) and R1-Searcher, in the order of their ids."""
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def utf8(text: str) -> bytes:
+    """UTF-8 bytes of any Python string. A lone surrogate, which UTF-8 cannot hold, becomes U+FFFD."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATES.sub("\ufffd", text).encode()
+
+
+class ByteTokenizer:
+    """Bytes 0 to 255, then padding (256), end of sequence (257), and the tags of the dialects (from 258 on).
+
+    It needs no files. ``decode(encode(text)) == text`` for every text without lone surrogates; those become U+FFFD.
+    """
+
+    name = "byte"
+    pad_id = 256
+    eos_id = 257
+    vocab_size = 258 + len(TAGS)
+    reserved = TAGS
+
+    def __init__(self) -> None:
+        self._tag_ids = {tag: 258 + index for index, tag in enumerate(TAGS)}
+        self._split = re.compile("(" + "|".join(map(re.escape, TAGS)) + ")").split
+        pieces = [bytes([value]) for value in range(256)] + [b"", b""] + [tag.encode() for tag in TAGS]
+        # a dict, because a negative id must be an error and not the last token
+        self._pieces = dict(enumerate(pieces))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text; a tag of a dialect is one id."""
+        if "<" not in text:
+            return list(utf8(text))
+        parts = self._split(text)
+        ids = list(utf8(parts[0]))
+        for index in range(1, len(parts), 2):
+            ids.append(self._tag_ids[parts[index]])
+            ids += utf8(parts[index + 1])
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; bytes that are not UTF-8 become U+FFFD, padding and end of sequence become nothing."""
+        return b"".join(self.pieces(ids)).decode("utf-8", "replace")
+
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each id; ``b""`` for padding and end of sequence.
+
+        Raises
+        ------
+        InvalidSegmentError
+            If an id is outside the vocabulary.
+        """
+        try:
+            return [self._pieces[token] for token in ids]
+        except KeyError as error:
+            raise InvalidSegmentError(
+                f"Token ids must be in [0, {self.vocab_size}); got {error.args[0]}. Sample ids from this tokenizer's vocabulary."
+            ) from None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> ByteTokenizer:
+        return self
+
+    def __repr__(self) -> str:
+        return f"ByteTokenizer(vocab_size={self.vocab_size})"
