@@ -1,0 +1,64 @@
+# The two commands of the README are `make run` and `make test`. Each sets up what it needs, from nothing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+# One busy core is faster than two that wait for each other; the commands set their own thread counts.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow check format bench checkpoint wheel clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("searchqa-gym needs Python 3.11 or newer; set PYTHON=<path>") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.agents: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing (torch and transformers included; a minute or two) ..."
+	$(PIP) --editable '.[agents]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.agents
+	$(PIP) --editable '.[agents,test]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.test
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+run: $(VENV)/.agents ## train an agent to search, from nothing, and show that it learned (about 5 minutes on 2 cores)
+	$(BIN)/searchqa train
+
+test: $(VENV)/.test ## run the tests (real questions too where SEARCHQA_DATA names them)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-slow: $(VENV)/.test ## run the long tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(VENV)/.dev ## format check, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.test ## measure: environment step, import time, retrieval (needs SEARCHQA_DATA for the last)
+	$(BIN)/python tests/benchmarks/bench_environment.py
+	$(BIN)/python tests/benchmarks/bench_import.py
+	@if [ -n "$$SEARCHQA_DATA" ]; then $(BIN)/python tests/benchmarks/bench_retrieval.py --corpus "$$SEARCHQA_DATA/hotpotqa/corpus.jsonl.gz" \
+	  --questions "$$SEARCHQA_DATA/hotpotqa/questions.jsonl.gz"; else echo "bench_retrieval: set SEARCHQA_DATA to run it"; fi
+
+checkpoint: $(VENV)/.agents ## make the shipped SFT checkpoint again
+	$(BIN)/searchqa sft output=agents/searchqa_agents/checkpoints/world-sft
+
+wheel: $(VENV)/.dev ## build the wheel and the sdist
+	$(PIP) build && $(BIN)/python -m build
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
