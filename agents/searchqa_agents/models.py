@@ -1,0 +1,57 @@
+"""Models: the tiny Llama of the generated world, and models from a name or a folder."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+
+def make_tiny_model(
+    vocab_size: int,
+    seed: int,
+    *,
+    pad_id: int,
+    eos_id: int,
+    hidden_size: int = 128,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    feed_forward_size: int = 352,
+    max_positions: int = 4096,
+    initializer_range: float = 0.05,
+    rope_theta: float = 10_000.0,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> LlamaForCausalLM:
+    """A randomly initialised Llama with tied embeddings; about 0.45 million parameters by default.
+
+    The same ``seed`` gives the same weights; the global random state of torch is left as it was.
+    """
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=feed_forward_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        max_position_embeddings=max_positions,
+        initializer_range=initializer_range,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+        tie_word_embeddings=True,
+        pad_token_id=pad_id,
+        bos_token_id=None,
+        eos_token_id=eos_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> PreTrainedModel:
+    """A causal language model from a folder of ours or from the model hub, without dropout."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+    return model.to(device).eval()
