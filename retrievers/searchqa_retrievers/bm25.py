@@ -17,7 +17,7 @@ from searchqa_retrievers.bm25_index import METHODS, BM25Index, build_index, inde
 from searchqa_retrievers.checks import check_request
 from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.paths import cache_root
-from searchqa_retrievers.types import Hit, RetrieverError, SearchRequest, default_cache_key
+from searchqa_retrievers.types import Hit, Passage, RetrieverError, SearchRequest, default_cache_key
 
 BM25_PRESETS: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
@@ -30,7 +30,7 @@ BM25_PRESETS: Mapping[str, Mapping[str, float]] = MappingProxyType(
 SMALL_CORPUS = 5_000
 """Up to this many passages an index is built in memory at every start (milliseconds), leaves no files and compiles nothing."""
 
-# What np.partition is worth it for in the small path; below, sorting everything is quicker.
+# With no more candidates than this, sorting all of them is quicker than np.partition.
 _SORT_ALL = 64
 
 
@@ -39,8 +39,7 @@ class BM25Retriever:
 
     Scores are those of bm25s 0.3.16 bit for bit (float32, terms added in the order of the query, repeated terms counted each time).
     Hits are ordered by score descending, then by passage id. Passages with score 0 are never returned, so there can be fewer than
-    ``top_k``, and none for a query without a known term. Of an extremely long query only the first 65,536 characters and 4,096 words
-    count.
+    ``top_k``, and none for a query without a known term. Of an extremely long query only the first 16,384 characters count.
 
     An index of more than :data:`SMALL_CORPUS` passages is kept, memory-mapped, below ``cache_dir``; its name is a hash of the corpus
     and all settings. The object can be shared by threads, and pickled: it comes back by opening or building the index again.
@@ -129,11 +128,11 @@ class BM25Retriever:
         # A result for a smaller top_k is the beginning of that for a larger one, since the order is total.
         ranked = rank(analyzed, top_k)
         answers = []
-        corpus = self.corpus
+        ids, titles, texts = self.corpus.ids, self.corpus.titles, self.corpus.texts
         for request in requests:
             documents, scores = ranked[slots[request.query]]
             k = request.top_k
-            answers.append([Hit(corpus[i], score) for i, score in zip(documents[:k], scores[:k], strict=True)])
+            answers.append([Hit(Passage(ids[i], titles[i], texts[i]), score) for i, score in zip(documents[:k], scores[:k], strict=True)])
         return answers
 
     def cache_key(self, request: SearchRequest) -> Hashable:
