@@ -46,7 +46,9 @@ def make_tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    return model.to(device=device, dtype=dtype).eval()
+    model.to(device=device, dtype=dtype)  # type: ignore[call-arg]  # transformers wraps it without types
+    model.train(False)
+    return model
 
 
 def load_model(
@@ -54,4 +56,6 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model from a folder of ours or from the model hub, without dropout."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
-    return model.to(device).eval()
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps it without types
+    model.train(False)
+    return model

@@ -188,14 +188,15 @@ def _remove_unfinished_line(path: Path) -> None:
 def iterate_trajectories(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
     """The trajectories of a file, one by one; raises ``TrajectoryFileError`` at a line that is not one."""
     path = Path(path)
-    number = 0
+    number = 1
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+            for line in file:
                 yield Trajectory.from_json(json.loads(line))
+                number += 1
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, gzip.BadGzipFile) as error:
         raise TrajectoryFileError(
-            f"{path}, line {max(number, 1)}: not a trajectory of schema version {SCHEMA_VERSION}: {type(error).__name__}: {error}. "
+            f"{path}, line {number}: not a trajectory of schema version {SCHEMA_VERSION}: {type(error).__name__}: {error}. "
             "Remove the line or write the file again."
         ) from error
 
