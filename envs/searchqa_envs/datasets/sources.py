@@ -362,6 +362,14 @@ def _load_corpus(
     )
 
 
+def load_set_corpus(files: SetFiles) -> Corpus:
+    """The passages of a set that was located: its own file, or else the contexts of its questions.
+
+    Raises :class:`DataNotFoundError` when it has neither.
+    """
+    return _load_corpus(files.name, None, files.corpus, list(files.questions), None, files.folder.parent)
+
+
 def corpus_from_contexts(sources: Iterable[QuestionRows], format: str | None = None) -> Corpus | None:
     """All different passages that questions bring with them; None when they bring none."""
     from searchqa_retrievers.corpus import Corpus
