@@ -1,0 +1,52 @@
+"""build_retriever: names, configurations, objects, and errors that list the choices."""
+
+import pytest
+
+from searchqa_retrievers import BM25Retriever, Cached, Corpus, NoRetriever, RandomRetriever, RetrieverError, build_retriever
+
+CORPUS = Corpus.from_passages([("1", "River", "Thames"), ("2", "City", "London")])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("bm25", BM25Retriever), ("random", RandomRetriever), ("none", NoRetriever)])
+def test_a_name_gives_a_cached_retriever(name, kind):
+    for config in (name, {"name": name}):
+        retriever = build_retriever(config, CORPUS)
+        assert isinstance(retriever, Cached)
+        assert isinstance(retriever.retriever, kind)
+        assert retriever.name == name
+
+
+def test_options_reach_the_retriever():
+    bm25 = {"name": "bm25", "cache_entries": 0}
+    assert build_retriever(bm25, CORPUS).stamp()["k1"] == 1.5
+    preset = build_retriever({**bm25, "preset": "search-r1"}, CORPUS).stamp()
+    assert (preset["k1"], preset["b"]) == (0.9, 0.4)
+    mixed = build_retriever({**bm25, "preset": "search-r1", "b": 0.75, "stopwords": None, "stemmer": None}, CORPUS).stamp()
+    assert (mixed["k1"], mixed["b"], mixed["stopwords"], mixed["stemmer"]) == (0.9, 0.75, None, None)
+    assert build_retriever({"name": "random", "seed": 4, "cache_entries": 0}, CORPUS).seed == 4
+    assert build_retriever({"name": "none", "cache_entries": 12}, CORPUS).max_entries == 12
+
+
+def test_an_object_is_returned_as_it_is():
+    retriever = NoRetriever()
+    assert build_retriever(retriever, CORPUS) is retriever
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("bm26", "bm25, none, random.*'bm26'"),
+        ({"k1": 1.0}, "bm25, none, random.*None"),
+        ({"name": "bm25", "k_1": 1.0}, "no option k_1; it has .*k1.*cache_entries"),
+        ({"name": "none", "k1": 1.0}, "no option k1"),
+        ({"name": "bm25", "corpus": 1}, "no option corpus"),
+        ({"name": "bm25", "preset": "lucene"}, "bm25s, search-r1.*'lucene'"),
+        ({"name": "bm25", "cache_entries": -1}, "cache_entries.*-1"),
+        ({"name": "bm25", "cache_entries": "many"}, "cache_entries.*'many'"),
+        (3, "got int"),
+        (None, "got NoneType"),
+    ],
+)
+def test_wrong_configurations_are_errors_that_list_the_choices(config, message):
+    with pytest.raises(RetrieverError, match=message):
+        build_retriever(config, CORPUS)
