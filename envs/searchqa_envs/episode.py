@@ -516,13 +516,13 @@ class EpisodeSlot:
 def shuffled(position: int, size: int, key: int) -> int:
     """Image of ``position`` under a permutation of ``range(size)`` that ``key`` chooses, in constant memory.
 
-    A four-round Feistel network on the next even number of bits, walked until it lands inside the range (Black and Rogaway 2002).
+    An eight-round Feistel network on the next even number of bits, walked until it lands inside the range (Black and Rogaway 2002).
     """
     half = max((size - 1).bit_length() + 1, 2) // 2
     low = (1 << half) - 1
     while True:
         left, right = position >> half, position & low
-        for round_number in range(4):
+        for round_number in range(8):
             mixed = (right + round_number * 0x9E3779B97F4A7C15 + key) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
             mixed = (mixed ^ (mixed >> 29)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
             left, right = right, left ^ ((mixed ^ (mixed >> 32)) & low)
