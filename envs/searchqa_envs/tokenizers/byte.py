@@ -26,12 +26,11 @@ TAGS: tuple[str, ...] = (
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def utf8(text: str) -> bytes:
-    """UTF-8 bytes of any Python string. A lone surrogate, which UTF-8 cannot hold, becomes U+FFFD."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return _SURROGATES.sub("\ufffd", text).encode()
+def without_surrogates(text: str) -> str:
+    """The text with U+FFFD for every lone surrogate: Python strings can hold them, UTF-8 cannot."""
+    if text.isascii():
+        return text
+    return _SURROGATES.sub("\ufffd", text)
 
 
 class ByteTokenizer:
@@ -55,13 +54,14 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text; a tag of a dialect is one id."""
+        text = without_surrogates(text)
         if "<" not in text:
-            return list(utf8(text))
+            return list(text.encode())
         parts = self._split(text)
-        ids = list(utf8(parts[0]))
+        ids = list(parts[0].encode())
         for index in range(1, len(parts), 2):
             ids.append(self._tag_ids[parts[index]])
-            ids += utf8(parts[index + 1])
+            ids += parts[index + 1].encode()
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
