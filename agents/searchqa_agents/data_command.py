@@ -117,7 +117,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from searchqa_envs.datasets.formats import read_questions
     from searchqa_envs.datasets.rows import count_lines
 
-    table = Table(Column("set", no_wrap=True), "found in", "rows here", "passages", "licence")
+    table = Table(Column("set", no_wrap=True), "found in", Column("rows here", overflow="fold"), "passages", "licence")
     for name, info in DATASETS.items():
         found = _find(name, arguments.data_dir)
         if found is None:

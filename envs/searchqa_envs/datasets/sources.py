@@ -7,12 +7,13 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from searchqa_envs.datasets.formats import QuestionRows, canonical_split, read_questions
 from searchqa_envs.datasets.location import SetFiles, data_roots, find_corpus, find_set
-from searchqa_envs.datasets.registry import COLLECTIONS, SPLITS, dataset_info
+from searchqa_envs.datasets.registry import SPLITS, dataset_info
 from searchqa_envs.datasets.rows import Row, shown
 from searchqa_envs.errors import ConfigurationError, DataError, DataNotFoundError, MalformedRowError, UnknownQuestionError
 from searchqa_envs.questions import Question
@@ -99,6 +100,9 @@ class DatasetSource:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DatasetSource:
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_corpus": None}  # read again where it is needed
 
     def index_of(self, question_id: str) -> int:
         """Index of a question; raises :class:`UnknownQuestionError`."""
@@ -231,7 +235,7 @@ def load_custom(
 
     def make() -> DatasetSource:
         chosen, of = _choose(name, [entry.question for rows in given for entry in read_questions(rows, format)], split)
-        return DatasetSource(name, of, chosen, lambda: _load_corpus(name, corpus, None, [(rows, None) for rows in given], format, None))
+        return DatasetSource(name, of, chosen, partial(_load_corpus, name, corpus, None, [(rows, None) for rows in given], format, None))
 
     return _cached(key, make)
 
@@ -287,10 +291,7 @@ def _load_set(files: SetFiles, split: str | None, corpus: CorpusGiven | None, da
         else:
             chosen, of = _choose(files.name, _all_questions(files), wanted)
     revision = files.record.get("revision")
-
-    def load_corpus() -> Corpus:
-        return _load_corpus(files.name, corpus, files.corpus, list(files.questions), None, data_dir)
-
+    load_corpus = partial(_load_corpus, files.name, corpus, files.corpus, list(files.questions), None, data_dir)
     return DatasetSource(files.name, of, chosen, load_corpus, revision if isinstance(revision, str) else None)
 
 
@@ -383,7 +384,7 @@ def corpus_from_contexts(sources: Iterable[QuestionRows], format: str | None = N
 
 
 def _given_corpus(corpus: CorpusGiven, data_dir: str | Path | None) -> Corpus:
-    if corpus in COLLECTIONS:
+    if isinstance(corpus, str) and corpus == "wiki18":
         wiki = _find_wiki(data_dir)
         if wiki is None:
             looked = ", ".join(str(root / "wiki18") for _, root in data_roots(data_dir))
