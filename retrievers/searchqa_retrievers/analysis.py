@@ -76,7 +76,7 @@ class Analyzer:
         words = array("i")
         ends = array("q", [0])
         for text in texts:
-            words.extend(map(number_of, _split(text)))
+            words.fromlist(list(map(number_of, _split(text))))  # much quicker than extend
             ends.append(len(words))
             if advance is not None:
                 advance()

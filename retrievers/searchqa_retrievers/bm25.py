@@ -30,8 +30,9 @@ BM25_PRESETS: Mapping[str, Mapping[str, float]] = MappingProxyType(
 SMALL_CORPUS = 5_000
 """Up to this many passages an index is built in memory at every start (milliseconds), leaves no files and compiles nothing."""
 
-# With no more candidates than this, sorting all of them is quicker than np.partition.
-_SORT_ALL = 64
+# Up to this many hits are quicker found one after another than by sorting.
+_FEW = 10
+_DENSE_SHARE = 8
 
 
 class BM25Retriever:
@@ -109,6 +110,7 @@ class BM25Retriever:
             key = index_key(corpus, {**scoring, "stopwords": sorted(analyzer.stop_words), "stemmer": stemmer})
             self.index = open_or_build(root / "bm25" / key, build)
         self._analyze = analyzer.query_analyzer(self.index.vocabulary)
+        self._postings: dict[int, tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.float32]]] = {}
         self._buffers = threading.local()
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
@@ -154,22 +156,32 @@ class BM25Retriever:
 
     def _rank_small(self, queries: list[list[int]], top_k: int) -> list[tuple[list[int], list[float]]]:
         """The best passages (positions, scores) of each query, by NumPy alone."""
-        data, indices, indptr = self.index.data, self.index.indices, self.index.indptr
+        postings = self._postings
         ranked = []
         for terms in queries:
             scores = np.zeros(self.index.num_passages, dtype=np.float32)
             for term in terms:
                 if term >= 0:
-                    postings = slice(indptr[term], indptr[term + 1])
-                    scores[indices[postings]] += data[postings]  # a passage is at most once among the postings of a term
-            found = np.flatnonzero(scores)
-            values = scores[found]
-            if len(found) > max(top_k, _SORT_ALL):
-                kept = values >= np.partition(values, len(values) - top_k)[len(values) - top_k]
-                found, values = found[kept], values[kept]
-            order = np.argsort(-values, kind="stable")[:top_k]
-            ranked.append((found[order].tolist(), values[order].tolist()))
+                    where, values = postings.get(term) or self._unpack(term)
+                    if where is None:
+                        scores += values
+                    else:
+                        scores[where] += values  # a passage is at most once among the postings of a term
+            ranked.append(_take_best(scores, top_k) if top_k <= _FEW else _sort_best(scores, top_k))
         return ranked
+
+    def _unpack(self, term: int) -> tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.float32]]:
+        """Positions and scores of a term's postings; for a frequent term, None and the scores of all passages: adding 0 changes no bit."""
+        index = self.index
+        start, end = index.indptr[term : term + 2].tolist()
+        where: npt.NDArray[np.int32] | None = index.indices[start:end]
+        values = index.data[start:end]
+        if (end - start) * _DENSE_SHARE >= index.num_passages:
+            dense = np.zeros(index.num_passages, dtype=np.float32)
+            dense[where] = values
+            where, values = None, dense
+        self._postings[term] = where, values
+        return where, values
 
     def _rank_large(self, queries: list[list[int]], top_k: int) -> list[tuple[list[int], list[float]]]:
         """The same by compiled code."""
@@ -208,6 +220,32 @@ class BM25Retriever:
             blocks = -(-self.index.num_passages // BLOCK)
             scratch = self._buffers.scratch = (np.zeros(blocks * BLOCK, dtype=np.float32), np.empty(blocks, dtype=np.int32))
         return scratch
+
+
+def _take_best(scores: npt.NDArray[np.float32], top_k: int) -> tuple[list[int], list[float]]:
+    """Positions and values of the greatest positive scores, the lower position first among equals; clears them in ``scores``."""
+    positions: list[int] = []
+    values: list[float] = []
+    for _ in range(top_k):
+        best = int(scores.argmax())  # the first among equals
+        value = float(scores[best])
+        if value <= 0:
+            break
+        positions.append(best)
+        values.append(value)
+        scores[best] = 0
+    return positions, values
+
+
+def _sort_best(scores: npt.NDArray[np.float32], top_k: int) -> tuple[list[int], list[float]]:
+    """The same for a greater ``top_k``."""
+    found = np.flatnonzero(scores)
+    values = scores[found]
+    if len(found) > top_k:
+        kept = values >= np.partition(values, len(values) - top_k)[len(values) - top_k]
+        found, values = found[kept], values[kept]
+    order = np.argsort(-values, kind="stable")[:top_k]
+    return found[order].tolist(), values[order].tolist()
 
 
 def _restore(corpus: Corpus, arguments: dict[str, Any]) -> BM25Retriever:
