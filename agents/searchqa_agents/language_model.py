@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from searchqa_agents.growing_cache import GrowingCache
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.base import Tokenizer
 
@@ -127,12 +128,14 @@ class TransformersLM:
 
     def hidden_states(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
         """Last hidden states, before the output layer: int64[B, T] -> [B, T, D]."""
-        hidden: Tensor = self.model.get_decoder()(input_ids=input_ids, **kwargs).last_hidden_state
+        decoder: Any = self.model.get_decoder()  # type: ignore[no-untyped-call]
+        hidden: Tensor = decoder(input_ids=input_ids, **kwargs).last_hidden_state
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits [..., V] of hidden states [..., D]; ids that must not be sampled have ``BANNED``."""
-        logits: Tensor = self.model.get_output_embeddings()(hidden).float()
+        output_layer: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        logits: Tensor = output_layer(hidden).float()
         banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         banned[self.tokenizer.vocab_size :] = True
         banned[self.tokenizer.pad_id] = True
@@ -150,7 +153,7 @@ class TransformersSession:
         self._lm = lm
         self._sampling = sampling
         self._seeds = torch.tensor(seeds, dtype=torch.int64, device=lm.device)
-        self._cache = DynamicCache()
+        self._cache = GrowingCache()
         self._rows = list(range(len(seeds)))
         self._attended = torch.zeros(len(seeds), 0, dtype=torch.int64, device=lm.device)  # [B, columns of the cache]
         self._known: list[IntArray] = [np.empty(0, dtype=np.int32)] * len(seeds)  # by row: the ids in the cache
@@ -176,9 +179,10 @@ class TransformersSession:
         if list(rows) == self._rows:
             return
         chosen = torch.tensor([self._rows.index(row) for row in rows], device=self._attended.device)
-        if self._attended.shape[1]:
-            self._cache.batch_select_indices(chosen)
-        self._attended = self._attended[chosen]
+        attended = self._attended[chosen]
+        columns = attended.any(0).nonzero()[:, 0]  # those of ended rows alone are dropped
+        self._cache.select(chosen, columns)
+        self._attended = attended[:, columns]
         self._rows = list(rows)
 
     def _feed_contexts(self, contexts: Sequence[IntArray]) -> Tensor:

@@ -239,7 +239,7 @@ class _SubsetPlaces:
 class _PlainPlaces:
     """By ``reset`` and ``step`` of all: an environment that has nothing to do plays its last question with empty segments, unrecorded."""
 
-    def __init__(self, venv: VectorEnv[Any, Any, Any]) -> None:
+    def __init__(self, venv: Any) -> None:
         mode = getattr(venv.metadata.get("autoreset_mode"), "name", None)
         if mode != "DISABLED":
             raise EpisodeStateError(
