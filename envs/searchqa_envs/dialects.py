@@ -81,6 +81,7 @@ class Dialect:
     prompt_opens_think: bool = False
     chat: bool = True
     tags: tuple[str, ...] = field(init=False)
+    _document_parts: tuple[str, str, str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         pairs = (
@@ -90,6 +91,10 @@ class Dialect:
             (self.answer_open, self.answer_close),
         )
         object.__setattr__(self, "tags", tuple(tag for pair in pairs for tag in pair))
+        parts = re.fullmatch(r"(.*)\{i\}(.*)\{title\}(.*)\{text\}(.*)", self.document, re.DOTALL)
+        if parts is None:
+            raise ConfigurationError(f"Dialect.document must hold {{i}}, {{title}} and {{text}}, in this order; got {self.document!r}.")
+        object.__setattr__(self, "_document_parts", parts.groups())
 
     def __deepcopy__(self, memo: object) -> Dialect:
         return self
@@ -137,13 +142,9 @@ class Dialect:
     def document_text(self, number: int, passage: Passage, quoted_titles: bool) -> str:
         """One passage as the policy sees it, ``number`` counted from 1."""
         title = f'"{passage.title}"' if quoted_titles and passage.title else passage.title
-        filled = self.document if title else self.document.replace("{title} ", "")
-        # replaced in one pass, so that braces in a title or text are never read as fields
-        values = {"{i}": str(number), "{title}": title, "{text}": passage.text}
-        return _FIELDS.sub(lambda match: values[match.group()], filled)
+        before, between, after, end = self._document_parts
+        return f"{before}{number}{between}{title}{after if title else after.lstrip(' ')}{passage.text}{end}"
 
-
-_FIELDS = re.compile(r"\{i\}|\{title\}|\{text\}")
 
 SEARCH_R1 = Dialect(
     name="search-r1",
@@ -197,8 +198,9 @@ def get_dialect(dialect: str | Dialect) -> Dialect:
 
 
 @lru_cache(maxsize=256)
-def _reserved_pattern(reserved: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(text) for text in sorted(reserved, key=len, reverse=True)))
+def _reserved_pattern(reserved: tuple[str, ...]) -> tuple[re.Pattern[str], tuple[str, ...]]:
+    pattern = re.compile("|".join(re.escape(text) for text in sorted(reserved, key=len, reverse=True)))
+    return pattern, tuple({text[0] for text in reserved})
 
 
 def _defused(match: re.Match[str]) -> str:
@@ -214,7 +216,9 @@ def reserved_strings(tags: Sequence[str], control_tokens: Iterable[str]) -> tupl
 
 def neutralise(text: str, reserved: tuple[str, ...]) -> str:
     """Replace the outer brackets of every reserved string: ``<answer>`` becomes ``[answer]``. Repeats until none is left."""
-    pattern = _reserved_pattern(reserved)
+    pattern, first_characters = _reserved_pattern(reserved)
+    if not any(character in text for character in first_characters):
+        return text
     for _ in range(4):
         text, count = pattern.subn(_defused, text)
         if not count:

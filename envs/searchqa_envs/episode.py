@@ -26,6 +26,7 @@ from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverUnavaila
 
 STATE_VERSION = 1
 Step = tuple[NDArray[np.int32], float, bool, bool, dict[str, Any]]
+_NO_IDS: NDArray[np.int32] = np.empty(0, dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,14 +134,19 @@ class Rules:
         dialect = self.dialect
         return f"\n\n{dialect.information_open}{dialect.before_documents}{documents}{dialect.information_close}\n\n{announcement}"
 
-    def information(self, passages: Sequence[Passage], announcement: str, room: int) -> tuple[str, list[int]] | None:
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Ids of environment text, int32[n]."""
+        encode_array = getattr(self.tokenizer, "encode_array", None)
+        return encode_array(text) if encode_array is not None else np.array(self.tokenizer.encode(text), dtype=np.int32)
+
+    def information(self, passages: Sequence[Passage], announcement: str, room: int) -> tuple[str, NDArray[np.int32]] | None:
         """Text and ids of retrieved passages in at most ``room`` ids. Passage text is cut to fit, tags never; None if not even they fit."""
         documents = "".join(self.dialect.document_text(i, passage, self.quoted_titles) for i, passage in enumerate(passages, start=1))
         documents = neutralise(documents, self.reserved)
         if not self.dialect.before_documents:
             documents = documents.strip()  # as Search-R1 does; R1-Searcher keeps the last line break
         text = self._frame(documents, announcement)
-        ids = self.tokenizer.encode(text)
+        ids = self.encode(text)
         if len(ids) <= room:
             return text, ids
         shortest, longest = 0, len(documents)  # the longest prefix of the documents that fits lies in [shortest, longest)
@@ -148,7 +154,7 @@ class Rules:
         while shortest < longest:
             middle = (shortest + longest) // 2
             text = self._frame(documents[:middle], announcement)
-            ids = self.tokenizer.encode(text)
+            ids = self.encode(text)
             if len(ids) <= room:
                 best, shortest = (text, ids), middle + 1
             else:
@@ -171,9 +177,9 @@ class Rules:
             raise InvalidSegmentError(f"A segment must be a 1-D sequence of integers; got shape {ids.shape}, dtype {ids.dtype}.")
         if ids.size == 0:
             return np.empty(0, dtype=np.int32)
-        lowest, highest = int(ids.min()), int(ids.max())
-        if lowest < 0 or highest >= self.tokenizer.vocab_size:
-            wrong = lowest if lowest < 0 else highest
+        unsigned = ids.view(f"u{ids.itemsize}")  # one look instead of two: a negative id is a huge unsigned one
+        if int(np.maximum.reduce(unsigned)) >= self.tokenizer.vocab_size:
+            wrong = ids[unsigned >= self.tokenizer.vocab_size][0]
             raise InvalidSegmentError(f"Token ids must lie in [0, {self.tokenizer.vocab_size}), the tokenizer's vocabulary; got {wrong}.")
         return ids[: self.max_segment_tokens].astype(np.int32)
 
@@ -191,8 +197,9 @@ class Rules:
         ends = [raw.find(closer) for closer in self._closers]
         ends = [end + len(closer) for end, closer in zip(ends, self._closers, strict=True) if end >= 0]
         if ends:
-            last = bisect_left(list(accumulate(map(len, pieces))), min(ends))  # the token that completes the first closing tag
-            raw = b"".join(pieces[: last + 1])
+            lengths = list(accumulate(map(len, pieces)))
+            last = bisect_left(lengths, min(ends))  # the token that completes the first closing tag
+            raw = raw[: lengths[last]]
             used = last + 2 if listed[last + 1 : last + 2] == [eos] else last + 1
         text = raw.decode("utf-8", errors="replace")
         return used, text, self.dialect.parse(text)
@@ -250,8 +257,8 @@ class Episode:
         self.backend_error: str | None = None
         self.terminated = False
         self.truncated = False
-        self._tokens: NDArray[np.int32] = np.empty(1024, dtype=np.int32)
-        self._mask: NDArray[np.int8] = np.empty(1024, dtype=np.int8)
+        self._tokens: NDArray[np.int32] = np.empty(2048, dtype=np.int32)
+        self._mask: NDArray[np.int8] = np.empty(2048, dtype=np.int8)
         self._length = 0
         self._pending: tuple[NDArray[np.int32], str, Action] | None = None
 
@@ -260,7 +267,7 @@ class Episode:
         """A fresh episode: the prompt is its context."""
         episode = cls(rules, question, seed)
         episode.prompt = rules.prompt_text(question)
-        ids = rules.tokenizer.encode(episode.prompt)
+        ids = rules.encode(episode.prompt)
         if len(ids) + rules.max_segment_tokens > rules.max_context_tokens:
             raise ConfigurationError(
                 f"The prompt of question {question.id!r} has {len(ids)} tokens; with max_segment_tokens={rules.max_segment_tokens} it exceeds "
@@ -287,17 +294,19 @@ class Episode:
     def _append(self, ids: Sequence[int] | NDArray[np.int32], mask: int) -> None:
         start, end = self._length, self._length + len(ids)
         if end > len(self._tokens):
-            capacity = max(2 * len(self._tokens), end)
-            self._tokens = np.resize(self._tokens, capacity)
-            self._mask = np.resize(self._mask, capacity)
+            tokens, mask_so_far = self._tokens, self._mask
+            capacity = max(2 * len(tokens), end)
+            self._tokens, self._mask = np.empty(capacity, dtype=np.int32), np.empty(capacity, dtype=np.int8)
+            self._tokens[:start], self._mask[:start] = tokens[:start], mask_so_far[:start]
         self._tokens[start:end] = ids
         self._mask[start:end] = mask
         self._length = end
 
     def opening(self) -> tuple[NDArray[np.int32], dict[str, Any]]:
         """Observation and info of ``reset``."""
-        record = TurnRecord(self.context, 0, self.loss_mask, (), 0.0)
-        return self.context, {"question_id": self.question.id, "question": self.question.question, "turn": 0, "turn_record": record}
+        context = self.context
+        record = TurnRecord(context.copy(), 0, self.loss_mask, (), 0.0)
+        return context, {"question_id": self.question.id, "question": self.question.question, "turn": 0, "turn_record": record}
 
     def submit(self, ids: NDArray[np.int32]) -> SearchRequest | None:
         """Read a checked segment; the request to search with, if its action is a search that is to be executed.
@@ -331,8 +340,7 @@ class Episode:
         self._append(segment, 1)
         passages = tuple(hit.passage for hit in hits) if hits is not None else ()
         turn_number = len(self.turns) + 1
-        observation = ""
-        ids: list[int] = []
+        observation, ids = "", _NO_IDS
         if backend_error is not None:
             self.backend_error, self.truncated = backend_error, True
         elif action.kind == "answer":
@@ -349,7 +357,7 @@ class Episode:
                 observation, ids = reply
                 self._append(ids, 0)
         self.turns.append(Turn(text, action, hits is not None, passages, observation))
-        record = TurnRecord(np.array(ids, dtype=np.int32), len(segment), self.loss_mask, passages, seconds)
+        record = TurnRecord(ids.copy(), len(segment), self.loss_mask, passages, seconds)
         info: dict[str, Any] = {
             "question_id": self.question.id,
             "question": self.question.question,
@@ -362,14 +370,14 @@ class Episode:
         reward = self._finish(info) if self.done else 0.0
         return self.context, reward, self.terminated, self.truncated, info
 
-    def _reply(self, action: Action, passages: tuple[Passage, ...], last_turn_next: bool) -> tuple[str, list[int]] | None:
+    def _reply(self, action: Action, passages: tuple[Passage, ...], last_turn_next: bool) -> tuple[str, NDArray[np.int32]] | None:
         rules = self.rules
         announcement = rules.dialect.last_turn_text if rules.forced_answer and last_turn_next else ""
         room = rules.max_context_tokens - self._length - rules.max_segment_tokens
         if action.kind == "search":
             return rules.information(passages, announcement, min(room, rules.max_observation_tokens))
         text = f"{rules.dialect.invalid_text}{announcement}"
-        ids = rules.tokenizer.encode(text)
+        ids = rules.encode(text)
         return (text, ids) if len(ids) <= room else None
 
     def _finish(self, info: dict[str, Any]) -> float:

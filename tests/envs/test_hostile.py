@@ -170,6 +170,7 @@ def test_sampled_ids_are_never_decoded_and_encoded_again() -> None:
 
     class Counting(ByteTokenizer):
         encoded: list[str]
+        encode_array = None  # so that the environment uses encode
 
         def encode(self, text: str) -> list[int]:
             self.encoded.append(text)

@@ -380,3 +380,12 @@ def test_tokenizers_copy_as_themselves_and_pickle(make: Any) -> None:
     again = pickle.loads(pickle.dumps(tokenizer))
     assert again.encode("<search>é") == tokenizer.encode("<search>é")
     assert again.name == tokenizer.name
+
+
+@given(st.text())
+def test_byte_ids_as_an_array_are_the_ids_as_a_list(text: str) -> None:
+    tagged = text + "<answer>" + text + "</answer>"
+    array = ByteTokenizer().encode_array(tagged)
+    assert array.dtype == np.int32
+    assert array.tolist() == ByteTokenizer().encode(tagged)
+    assert ByteTokenizer().encode_array("").tolist() == []

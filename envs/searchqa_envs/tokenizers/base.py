@@ -12,6 +12,9 @@ class Tokenizer(Protocol):
 
     ``reserved`` are the strings that encode to control tokens (chat-template markers, end of sequence, the dialects' tags where they are single
     tokens): the environment neutralises them in passages and questions before it encodes environment text.
+
+    Optional methods: ``encode_array(text) -> int32[n]``, the same ids without the detour by a list; ``chat_prompt(text) -> str | None``, the text in
+    the tokenizer's chat template as one user message, ready for the assistant's turn.
     """
 
     name: str
