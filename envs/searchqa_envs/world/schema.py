@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from searchqa_envs.errors import ConfigurationError
@@ -21,7 +21,7 @@ class Relation:
     """One relation of one kind of entity, and its wordings.
 
     ``sentences`` have ``{s}`` (the page's entity) and ``{o}`` (the object), ``asks`` have ``{x}``; ``same`` asks whether ``{x}`` and ``{y}``
-    have one object.
+    have one object. ``key`` is ``"film.director"``.
     """
 
     subject: str
@@ -30,11 +30,10 @@ class Relation:
     sentences: tuple[str, ...]
     asks: tuple[str, ...]
     same: tuple[str, ...] = ()
+    key: str = field(init=False)
 
-    @property
-    def key(self) -> str:
-        """``"film.director"``"""
-        return f"{self.subject}.{self.word}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"{self.subject}.{self.word}")
 
 
 _RELATIONS = (
@@ -102,7 +101,7 @@ COMPARED = {"year": ("older", "newer"), "population": ("smaller", "larger")}
 PERSON_COMPARED = ("older", "younger")
 PLURALS = {"film": "films", "person": "persons", "city": "cities", "country": "countries", "company": "companies", "book": "books"}
 
-OPENINGS = ("{s} is a {type}.",)
+OPENINGS = ("{s} is a {type}.", "There is a {type} called {s}.")
 ALIAS_OPENINGS = ("{s}, also known as {a}, is a {type}.", "{s} is a {type}, also called {a}.")
 
 
