@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,8 +86,8 @@ def _read(path: Path, split: str | None, places: dict[str, str], report: Report)
     return questions
 
 
-def _check_known(questions: list[Question], name: str, known: Collection[str] | object, report: Report) -> None:
-    missing = [(value, question.id) for question in questions for value in question.metadata.get(name, ()) if value not in known]  # type: ignore[operator]
+def _check_known(questions: list[Question], name: str, known: Container[object], report: Report) -> None:
+    missing = [(value, question.id) for question in questions for value in question.metadata.get(name, ()) if value not in known]
     if missing:
         named = ", ".join(f"{value!r} of question {identifier!r}" for value, identifier in missing[:_NAMED])
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
