@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from searchqa_envs.dialects import Dialect, get_dialect
@@ -34,7 +34,7 @@ class UnknownArgumentError(ConfigurationError, TypeError):
     """An environment does not know an argument."""
 
 
-def build_source(dataset: str, split: str | None, data_dir: str | PathLike[str] | None, options: Mapping[str, Any]) -> QuestionSource:
+def build_source(dataset: str, split: str | None, data_dir: str | Path | None, options: Mapping[str, Any]) -> QuestionSource:
     """The questions of a data set; ``options`` are the arguments that only the world or the custom set takes."""
     if dataset not in DATASETS:
         raise ConfigurationError(f"dataset must be one of {list(DATASETS)}; got {dataset!r}.")
@@ -83,7 +83,7 @@ def build_rules(
     reward: str | Mapping[str, Any] | Reward = "em",
     reward_weights: Mapping[str, float] | None = None,
     forced_answer: bool = False,
-    data_dir: str | PathLike[str] | None = None,
+    data_dir: str | Path | None = None,
     **options: Any,
 ) -> Rules:
     """The rules of an environment from its arguments. Raises ``ConfigurationError`` for a value that cannot be."""

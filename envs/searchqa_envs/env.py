@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from os import PathLike
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -83,7 +83,10 @@ class SearchQAEnv(gym.Env[NDArray[np.int32], ArrayLike]):
     - v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 1}
+    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it as an instance variable
+        "render_modes": ["ansi", "human"],
+        "render_fps": 1,
+    }
 
     def __init__(
         self,
@@ -101,7 +104,7 @@ class SearchQAEnv(gym.Env[NDArray[np.int32], ArrayLike]):
         reward: str | Mapping[str, Any] | Reward = "em",
         reward_weights: Mapping[str, float] | None = None,
         forced_answer: bool = False,
-        data_dir: str | PathLike[str] | None = None,
+        data_dir: str | Path | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
@@ -188,7 +191,7 @@ class SearchQAEnv(gym.Env[NDArray[np.int32], ArrayLike]):
         """What a number measured here needs to be comparable."""
         return environment_stamp(self.rules)
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The episode so far as text ("ansi"); nothing in "human" mode, which writes as it goes."""
         if self.render_mode == "ansi":
             return render_episode(self._slot.current().view(), colour=False)

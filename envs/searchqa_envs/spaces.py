@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class TokenSequence(spaces.Space[NDArray[np.int32]]):
             return False
         return len(x) == 0 or (int(x.min()) >= 0 and int(x.max()) < self.vocab_size)
 
-    def to_jsonable(self, sample_n: Sequence[NDArray[np.int32]]) -> list[list[int]]:
+    def to_jsonable(self, sample_n: Iterable[NDArray[np.int32]]) -> list[list[int]]:
         """Lists of ids."""
         return [sample.tolist() for sample in sample_n]
 

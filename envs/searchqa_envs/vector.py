@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from os import PathLike
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gymnasium.utils import seeding
@@ -43,7 +43,10 @@ class SearchQAVectorEnv(VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.
     next), and ``reset_mask``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}
+    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it as an instance variable
+        "render_modes": ["ansi"],
+        "render_fps": 1,
+    }
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class SearchQAVectorEnv(VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.
         reward: str | Mapping[str, Any] | Reward = "em",
         reward_weights: Mapping[str, float] | None = None,
         forced_answer: bool = False,
-        data_dir: str | PathLike[str] | None = None,
+        data_dir: str | Path | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
@@ -234,7 +237,7 @@ class SearchQAVectorEnv(VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.
             infos[i] = info
         return tuple(slot.current().context for slot in self._slots), columns(infos)
 
-    def step(
+    def step(  # type: ignore[override] # Gymnasium gives both flags the type of the rewards
         self, actions: Iterable[ArrayLike]
     ) -> tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Step all environments; infos in Gymnasium's form."""

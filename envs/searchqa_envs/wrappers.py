@@ -24,7 +24,7 @@ def _inner(env: gym.Env[Any, Any], wrapper: str) -> SearchQAEnv:
     return inner
 
 
-class PaddedTokens(gym.Wrapper[dict[str, NDArray[Any]], NDArray[np.int64], Any, Any], RecordConstructorArgs):
+class PaddedTokens(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Arrays of fixed shape, for Stable-Baselines3 and any library that needs them.
 
     Observation: ``{"input_ids": int32[C], "attention_mask": int8[C]}``, padded on the left with ``pad_id`` to ``C = max_context_tokens``.
@@ -70,7 +70,7 @@ class PaddedTokens(gym.Wrapper[dict[str, NDArray[Any]], NDArray[np.int64], Any, 
         return self._padded(context), float(reward), terminated, truncated, info
 
 
-class TextView(gym.Wrapper[str, str, Any, Any], RecordConstructorArgs):
+class TextView(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Text in, text out, for API models and people.
 
     Observation: the whole context as text. Action: the segment as text, encoded once. A model whose text passes through here has no token ids, so
@@ -96,7 +96,7 @@ class TextView(gym.Wrapper[str, str, Any, Any], RecordConstructorArgs):
         return self._tokenizer.decode(context.tolist()), float(reward), terminated, truncated, info
 
 
-class TokenLevel(gym.Wrapper[NDArray[np.int32], int, Any, Any], RecordConstructorArgs):
+class TokenLevel(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """One token per step, for teaching and for algorithms with small discrete actions.
 
     Action: ``Discrete(vocab_size)``. The segment goes to the environment at the token that completes a closing tag, at end of sequence, or when it is
@@ -123,11 +123,11 @@ class TokenLevel(gym.Wrapper[NDArray[np.int32], int, Any, Any], RecordConstructo
         self._context, self._segment = context.copy(), []
         self._info = {name: info[name] for name in ("question_id", "question", "turn")}
 
-    def step(self, action: int) -> tuple[NDArray[np.int32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int) -> tuple[NDArray[np.int32], float, bool, bool, dict[str, Any]]:
         """Write one token."""
         if self._context is None:
             raise EpisodeStateError("step() before reset(): call reset() first.")
-        token = int(self._rules.check_segment([action])[0])
+        token = int(self._rules.check_segment([int(action)])[0])
         self._segment.append(token)
         if len(self._segment) < self._rules.max_segment_tokens and not self._rules.is_complete(self._segment):
             return np.append(self._context, np.array(self._segment, dtype=np.int32)), 0.0, False, False, dict(self._info)
