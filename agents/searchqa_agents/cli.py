@@ -1,0 +1,227 @@
+"""The ``searchqa`` command: answers ``--help`` at once, hands the rest of the line to a command's module, and turns errors into messages."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple, NoReturn
+
+OK, FAILED, USAGE = 0, 1, 2
+
+
+class Command(NamedTuple):
+    """A command: where its ``main(argv) -> int`` lies, its one line in the list, and its help."""
+
+    module: str
+    summary: str
+    help: str
+
+
+_HYDRA_HELP = """
+Also:
+  -m key=a,b,c             one run per value (with several keys: per combination); the joblib launcher runs them side by side:
+                           -m hydra/launcher=joblib hydra.launcher.n_jobs=2 (pip install "searchqa-gym[sweep]")
+  --config-dir DIR         a folder of your own YAML files, laid out as this package's: DIR/env/mine.yaml gives env=mine
+  --cfg job                print the configuration and stop
+  dry_run=true             print the configuration and what would run, and stop
+  --debug                  full traces of errors (or SEARCHQA_DEBUG=1)"""
+
+COMMANDS = {
+    "train": Command(
+        "train_command",
+        "train an agent by reinforcement learning and show what it learned",
+        """usage: searchqa train [key=value ...]
+
+With no arguments: the main job, on the generated world, from nothing. Induction warm-up, supervised fine-tuning on scripted demonstrations,
+evaluation, GRPO, evaluation again, and once more with the search engine switched off. Ends with a table, a picture and a page.
+
+Examples:
+  searchqa train                                      from nothing
+  searchqa train start=shipped                        from the fine-tuned checkpoint that comes with the package
+  searchqa train start=runs/.../checkpoints/sft-000350
+  searchqa train algo.lr=3e-4 seed=1
+  searchqa train run_dir=runs/mine                    the same line again goes on from the last checkpoint
+  searchqa train resume=runs/mine
+  searchqa train -m seed=0,1,2                        three runs, one after the other""",
+    ),
+    "sft": Command(
+        "sft_command",
+        "make the supervised checkpoint that reinforcement learning starts from",
+        """usage: searchqa sft [key=value ...]
+
+Induction warm-up and supervised fine-tuning on scripted demonstrations, from nothing. The checkpoint lies in the run's folder.
+
+Examples:
+  searchqa sft
+  searchqa sft seed=1 sft.steps=500""",
+    ),
+    "eval": Command(
+        "eval_command",
+        "measure an agent on a data set",
+        """usage: searchqa eval [key=value ...]
+
+Plays every question and prints exact match, F1, cover match, recall of the supporting titles, searches, and the stamp that makes the numbers
+comparable.
+
+Examples:
+  searchqa eval env=world agent=oracle
+  searchqa eval env=hotpotqa env.split=all agent=search_once env.top_k=5
+  searchqa eval env=world env.split=test agent=lm agent.checkpoint=runs/.../checkpoints/grpo-000020
+  searchqa eval -m env=hotpotqa,musique env.split=all agent=search_once""",
+    ),
+    "play": Command(
+        "play",
+        "be the agent yourself, in a terminal",
+        """usage: searchqa play [--question-id ID] [--seed N] [env=NAME] [env.key=value ...]
+
+Shows a question and reads what you do, a line per turn:
+  search: Mako director      ask the search engine (or the dialect's own tags, raw)
+  answer: Lisbon             give the answer; the episode ends and the reward's terms are shown
+End of input or Ctrl-C leaves.
+
+Examples:
+  searchqa play
+  searchqa play env=hotpotqa env.split=all
+  echo "answer: yes" | searchqa play --seed 3""",
+    ),
+    "data": Command("data_command", "list, download, verify and merge data sets", ""),
+    "report": Command(
+        "report",
+        "make picture, page and table of finished runs again; several runs: mean over seeds",
+        """usage: searchqa report RUN [RUN ...]
+
+Writes learning_curve.png and report.html into each run's folder again and prints the table. Several runs give one table with the mean over
+runs and its 95% interval.
+
+Examples:
+  searchqa report runs/2026-11-20_10-00-00-train
+  searchqa report runs/seed0 runs/seed1 runs/seed2""",
+    ),
+}
+HYDRA_COMMANDS = ("train", "sft", "eval")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line. Returns 0, or 1 if the run failed, or 2 if the line cannot be understood."""
+    line = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in line or os.environ.get("SEARCHQA_DEBUG", "") not in ("", "0")
+    line = [word for word in line if word != "--debug"]
+    if not line or line[0] in ("-h", "--help", "help"):
+        return _help(line[1:])
+    if line[0] in ("--version", "-V"):
+        from importlib.metadata import version
+
+        _write(f"searchqa-gym {version('searchqa-gym')}")
+        return OK
+    name, rest = line[0], line[1:]
+    if name not in COMMANDS:
+        return _unknown(name)
+    if any(word in ("-h", "--help") for word in rest) and name != "data":
+        return _help([name])
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads that spin cost ten times the work where cores are shared
+    command = import_module(f"searchqa_agents.{COMMANDS[name].module}")
+    if debug:
+        return int(command.main(rest) or OK)
+    try:
+        return int(command.main(rest) or OK)
+    except KeyboardInterrupt:
+        _error("stopped.")
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as with `searchqa ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        message = explained(error)
+        if message is None:
+            raise
+        _error(message.text)
+        return message.code
+
+
+class Message(NamedTuple):
+    """What to tell of an error, and the exit code."""
+
+    text: str
+    code: int
+
+
+class UsageError(Exception):
+    """The command line cannot be understood."""
+
+
+def explained(error: BaseException) -> Message | None:
+    """The message of an error that a person can do something about; None for a fault of the program, whose trace is wanted."""
+    from searchqa_envs.errors import SearchQAError
+    from searchqa_retrievers.types import RetrieverError
+
+    if isinstance(error, UsageError):
+        return Message(str(error), USAGE)
+    if "hydra" in sys.modules:
+        from searchqa_agents.hydra_app import explained_override
+
+        text = explained_override(error)
+        if text is not None:
+            return Message(text, USAGE)
+    ours = type(error).__module__.startswith(("searchqa_agents.", "searchqa_envs.", "searchqa_retrievers."))
+    if ours or isinstance(error, (SearchQAError, RetrieverError, OSError)):
+        return Message(str(error), FAILED)
+    return None
+
+
+def _help(words: Sequence[str]) -> int:
+    if not words:
+        width = max(map(len, COMMANDS))
+        listed = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+        _write(
+            "searchqa: multi-turn search question answering, and agents that learn it\n\n"
+            f"usage: searchqa COMMAND [...]\n\n{listed}\n\n"
+            "`searchqa COMMAND --help` tells more; `searchqa --version` the version.\n\n"
+            "Examples:\n"
+            "  searchqa train                                 train an agent on the generated world, from nothing\n"
+            "  searchqa eval env=world agent=oracle           the ceiling\n"
+            "  searchqa eval env=hotpotqa env.split=all agent=search_once\n"
+            "  searchqa play                                  be the agent yourself"
+        )
+        return OK
+    name = words[0]
+    if name not in COMMANDS:
+        return _unknown(name)
+    if name == "data":
+        return int(import_module("searchqa_agents.data_command").main(["--help"]) or OK)
+    text = COMMANDS[name].help
+    if name in HYDRA_COMMANDS or name == "play":
+        from searchqa_agents.config_help import groups_text, keys_text
+
+        if name == "play":
+            text += f"\n\n{groups_text('play')}"
+        else:
+            text += f"\n\n{groups_text(name)}\n\n{keys_text(name)}\n{_HYDRA_HELP}"
+    _write(text)
+    return OK
+
+
+def _unknown(name: str) -> int:
+    close = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    _error(f"There is no command {name!r}.{hint} The commands are: {', '.join(COMMANDS)}. See `searchqa --help`.")
+    return USAGE
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _error(text: str) -> None:
+    sys.stderr.write(f"searchqa: {text}\n")
+
+
+def entry_point() -> NoReturn:
+    """For ``python -m searchqa_agents.cli``."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,209 @@
+"""``searchqa eval``: play the questions of a data set with an agent and measure it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from searchqa_agents.hydra_app import run_app, write_config
+from searchqa_agents.settings import AgentSettings, EvalSettings, LMAgentSettings, env_arguments, register
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from searchqa_agents.evaluate import Evaluation
+    from searchqa_agents.language_model import LanguageModel, Sampling, Session
+    from searchqa_agents.progress import Advance
+
+logger = logging.getLogger(__name__)
+
+
+def main(line: Sequence[str]) -> int:
+    """Run ``searchqa eval <line>``."""
+    register()
+    return run_app("eval", run, line)
+
+
+def run(config: DictConfig, path: Path) -> None:
+    """One evaluation, into the run folder ``path``."""
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    settings: EvalSettings = OmegaConf.to_object(config)
+    console = Console()
+    if settings.dry_run:
+        console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
+        console.print(f"Would play {_plan(settings)} and write {settings.run_dir}.", markup=False, soft_wrap=True)
+        return
+    evaluate_run(settings, config, path, console)
+
+
+def _plan(settings: EvalSettings) -> str:
+    count = "all questions" if settings.questions is None else f"{settings.questions} questions"
+    return f"{count} of {settings.env.id} with the agent {settings.agent.kind}, {settings.samples} episode(s) each"
+
+
+def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console: Any) -> Evaluation:
+    """Evaluate, print the table, and write the run's files."""
+    import gymnasium as gym
+
+    import searchqa_envs  # noqa: F401, registers the ids
+    from searchqa_agents.evaluate import evaluate
+    from searchqa_agents.progress import progress
+    from searchqa_agents.report import write_page
+    from searchqa_agents.runs import RunFolder, run_stamp
+    from searchqa_agents.table import show, stamp_line
+
+    env = settings.env
+    split = env.split or ("test" if env.id.startswith("SearchQA-World") else None)
+    with RunFolder(path) as folder:
+        write_config(folder, config)
+        arguments = env_arguments(env, split=split, tokenizer=env.tokenizer or agent_tokenizer(settings.agent))
+        venv = gym.make_vec(env.id, num_envs=settings.num_envs, autoreset_mode="DISABLED", **arguments)
+        base: Any = venv.unwrapped
+        total = len(base.source) if settings.questions is None else min(settings.questions, len(base.source))
+        stamp = run_stamp(base.stamp(), seed=settings.seed, threads=settings.threads)
+        stamp |= {"agent": vars(settings.agent), "samples": settings.samples, "questions_played": total}
+        folder.write_json("stamp.json", stamp)
+        agent = build_agent(settings.agent, venv, settings.device)
+        temperature = settings.agent.temperature if isinstance(settings.agent, LMAgentSettings) else 0.0
+        with progress(f"{settings.name}", total * settings.samples) as advance:
+            evaluation = evaluate(
+                venv,
+                Reporting(agent, advance),
+                range(total),
+                temperature=temperature,
+                samples=settings.samples,
+                seed=settings.seed,
+                stamp=stamp,
+            )
+            advance(total * settings.samples, f"em {evaluation.metrics.get('em', 0.0):.3f}")
+        venv.close()
+        columns, rows = result_rows(evaluation)
+        folder.write_json(
+            "summary.json",
+            {"kind": "eval", "name": settings.name, "columns": columns, "rows": rows, "metrics": evaluation.metrics}
+            | {"intervals": evaluation.intervals, "groups": evaluation.groups},
+        )
+        kept = evaluation.trajectories[: settings.save]
+        if kept:
+            folder.write_trajectories("eval", kept)
+        write_page(folder.path, {"eval": kept})
+        show(console, settings.name, columns, rows, stamp_line(stamp))
+        lost = int(evaluation.metrics["backend_errors"])
+        if lost:
+            console.print(
+                f"The search back end was lost in {lost} episodes, which are left out of the means.", style="bold", soft_wrap=True
+            )
+        console.print(f"Page: {folder.path / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    return evaluation
+
+
+def result_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the table; measures that the data set does not define are left out."""
+    from searchqa_agents.table import METRIC_TITLES, number
+
+    groups = list(evaluation.groups) if len(evaluation.groups) > 1 else []
+    columns = ["", "mean", "95% interval", *(group.replace("=", " ") for group in groups)]
+    rows = []
+    for name, title in METRIC_TITLES.items():
+        if name not in evaluation.metrics:
+            continue
+        low, high = evaluation.intervals[name]
+        rows.append(
+            [title, number(evaluation.metrics[name]), f"{low:.3f} to {high:.3f}"]
+            + [number(evaluation.groups[group].get(name)) for group in groups]
+        )
+    counts = [str(int(evaluation.groups[group]["questions"])) for group in groups]
+    rows.append(["questions", str(int(evaluation.metrics["questions"])), "", *counts])
+    return columns, rows
+
+
+def shipped_checkpoint() -> Path:
+    """The fine-tuned checkpoint of the world that comes with the package."""
+    from importlib.resources import files
+
+    from searchqa_envs.errors import ConfigurationError
+
+    path = Path(str(files("searchqa_agents"))) / "checkpoints" / "world-sft"
+    if not path.is_dir():
+        raise ConfigurationError(f"This installation has no shipped checkpoint ({path} is missing); make one with `searchqa sft`.")
+    return path
+
+
+def checkpoint_path(name: str) -> str | Path:
+    """``shipped``, a folder, or a hub name, as what ``Policy.load`` takes. A path that looks like a folder but is none is an error."""
+    from searchqa_envs.errors import ConfigurationError
+
+    if name == "shipped":
+        return shipped_checkpoint()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigurationError(
+                f"{path} holds no model (config.json is missing). Name a checkpoint, such as runs/<run>/checkpoints/<phase>-<step>."
+            )
+        return path
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ConfigurationError(
+            f"There is no folder {name}. A checkpoint is 'shipped', a folder, or a name on the hub such as owner/model."
+        )
+    return name
+
+
+def agent_tokenizer(agent: AgentSettings) -> str | None:
+    """The tokenizer that a language model was made with, where the configuration names none; None leaves the environment's default."""
+    import json
+
+    if not isinstance(agent, LMAgentSettings):
+        return None
+    path = checkpoint_path(agent.checkpoint)
+    record = Path(path) / "searchqa_tokenizer.json"
+    if record.is_file():
+        name = str(json.loads(record.read_text(encoding="utf-8"))["name"])
+        return next((own for own in ("world", "byte") if name == own or name.startswith(f"{own}-")), name)
+    return str(path)
+
+
+def build_agent(agent: AgentSettings, venv: Any, device: str) -> LanguageModel:
+    """The agent for an environment. Raises ``ConfigurationError`` for a kind that is not known or does not fit the data set."""
+    from searchqa_agents.scripted import SCRIPTS, ScriptedAgent
+    from searchqa_envs.errors import ConfigurationError
+
+    base = venv.unwrapped
+    if isinstance(agent, LMAgentSettings):
+        from searchqa_agents.policy import Policy
+
+        return Policy.load(checkpoint_path(agent.checkpoint), base.tokenizer, device=chosen_device(device))
+    if agent.kind not in SCRIPTS:
+        raise ConfigurationError(f"agent.kind must be one of {[*SCRIPTS, 'lm']}; got {agent.kind!r}.")
+    return ScriptedAgent.for_env(agent.kind, venv)
+
+
+def chosen_device(name: str) -> str:
+    """``auto`` is the first that there is of cuda, mps, cpu."""
+    if name != "auto":
+        return name
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+class Reporting:
+    """A language model that tells how many episodes have been begun before the present batch, that is: finished."""
+
+    def __init__(self, model: LanguageModel, advance: Advance) -> None:
+        self.model = model
+        self.advance = advance
+        self.returns_ids, self.returns_logprobs = model.returns_ids, model.returns_logprobs
+        self._begun = 0
+
+    def start(self, seeds: Sequence[int], sampling: Sampling) -> Session:
+        """Begin the next batch."""
+        self.advance(self._begun, "")
+        self._begun += len(seeds)
+        return self.model.start(seeds, sampling)

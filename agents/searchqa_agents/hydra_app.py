@@ -1,0 +1,178 @@
+"""Runs a command as a Hydra application, and explains what Hydra says about a wrong line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from searchqa_agents.runs import RunFolder, RunFolderError, check_run_folder
+
+CONFIG_PATH = "pkg://searchqa_conf"
+
+
+def run_app(config_name: str, task: Callable[[Any, Path], object], line: Sequence[str]) -> int:
+    """Compose the configuration ``config_name`` with the overrides of ``line`` and call ``task(config, folder)`` for each job.
+
+    ``config`` is the composed configuration, its types checked; ``folder`` is the job's run folder.
+    """
+    import hydra
+
+    line = _with_resume(list(line))
+    dry_run = _last_value(line, "dry_run", "false").lower() in ("true", "yes", "on", "1")
+    full_error, arguments = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of ending the process
+    try:
+        with tempfile.TemporaryDirectory() as nowhere:
+            if dry_run:  # leaves no folder behind
+                line += [f"hydra.run.dir='{nowhere}'", f"hydra.sweep.dir='{nowhere}'", "hydra.output_subdir=null"]
+            sys.argv = [f"searchqa {config_name}", *line]
+            job = _Job(task, config_name)
+            hydra.main(config_path=CONFIG_PATH, config_name=config_name, version_base="1.3")(job)()
+    finally:
+        sys.argv = arguments
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+    return 0
+
+
+class _Job:
+    """The task function; a class, so that launchers can send it to other processes."""
+
+    def __init__(self, task: Callable[[Any, Path], object], config_name: str) -> None:
+        self.task = task
+        self.__module__ = task.__module__
+        self.__name__ = config_name
+
+    def __call__(self, config: DictConfig) -> object:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        set_threads(config.get("threads"))
+        return self.task(config, folder)
+
+
+def set_threads(threads: int | None) -> None:
+    """Set how many threads numpy and torch use, as far as it can still be set, in this process and those it starts."""
+    if threads is None:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def write_config(folder: RunFolder, config: DictConfig) -> None:
+    """Write ``config.yaml``, resolved. A folder of another environment or seed is refused: its numbers must not be mixed with these."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    file = folder.path / "config.yaml"
+    if file.exists():
+        before = OmegaConf.to_container(OmegaConf.load(file))
+        different = [key for key in ("env", "seed", "agent", "start") if before.get(key) != resolved.get(key)]
+        if different:
+            raise RunFolderError(
+                f"{folder.path} holds a run with another {' and another '.join(different)}; choose another run_dir, or remove the folder."
+            )
+    folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+
+def _last_value(line: Sequence[str], key: str, default: str) -> str:
+    values = [word.partition("=")[2] for word in line if word.lstrip("+").partition("=")[0] == key]
+    return values[-1].strip("'\"") if values else default
+
+
+def _with_resume(line: list[str]) -> list[str]:
+    """``resume=FOLDER`` as ``run_dir=FOLDER`` with the overrides that the run was begun with; overrides on the line win."""
+    folder = _last_value(line, "resume", "")
+    line = [word for word in line if word.partition("=")[0] != "resume"]
+    if not folder or folder == "null":
+        return line
+    path = check_run_folder(folder)
+    saved_file = path / ".hydra" / "overrides.yaml"
+    if not saved_file.is_file():
+        raise RunFolderError(
+            f"{path} cannot be resumed: {saved_file} is missing. Give the same line as before with run_dir={folder} instead."
+        )
+    given = {word.partition("=")[0] for word in line}
+    saved = [str(word) for word in OmegaConf.load(saved_file) if str(word).partition("=")[0] not in given | {"run_dir", "resume"}]
+    return [*saved, *line, f"run_dir='{folder}'"]
+
+
+def explained_override(error: BaseException) -> str | None:
+    """What is wrong with a line and the way out, for errors of Hydra and OmegaConf; None for other errors."""
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return None
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    said = " ".join(str(cause) for cause in causes)
+    override = re.search(r"Could not override '([^']+)'", said)
+    missing = re.search(r"Could not find '([^']+)'", said)
+    mandatory = re.search(r"Missing mandatory value: (\S+)", said)
+    if override is not None and "not in" in said:
+        return _unknown_key(override.group(1))
+    if missing is not None:
+        return _unknown_option(missing.group(1), said)
+    if mandatory is not None:
+        return f"{mandatory.group(1)} has no value; give one: {mandatory.group(1)}=..."
+    texts = list(dict.fromkeys(line.strip() for cause in causes for line in str(cause).splitlines() if line.strip()))
+    texts = [text for text in texts if not text.startswith(("object_type", "reference_type", "full_key"))]
+    key = re.search(r"full_key: (\S+)", said)
+    return f"{'key ' + key.group(1) + ': ' if key else ''}{' '.join(texts)} (`--cfg job` shows the whole configuration.)"
+
+
+def _unknown_key(key: str) -> str:
+    known = _known_keys()
+    if key in known:
+        return (
+            f"the key {key!r} belongs to another choice of {key.partition('.')[0]} than yours. `--cfg job` shows the keys of your choice."
+        )
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    close = close or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]][:3]
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"there is no configuration key {key!r}.{hint} `--cfg job` shows all keys of a command."
+
+
+def _unknown_option(option: str, said: str) -> str:
+    from searchqa_agents.config_help import options
+
+    group, _, name = option.rpartition("/")
+    known = [found for found in options(group) if group] if group else []
+    if not known:
+        return said.splitlines()[0]
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(f'{group}={found}' for found in close)}?" if close else ""
+    return f"{group}={name} is not known.{hint} {group} can be: {', '.join(known)}; --config-dir adds your own."
+
+
+def _known_keys() -> list[str]:
+    """All keys that the configurations of this package have."""
+    from searchqa_agents.config_help import conf_dir
+
+    keys: set[str] = set()
+    for path in conf_dir().rglob("*.yaml"):
+        group = path.parent.relative_to(conf_dir()).as_posix()
+        prefix = "" if group == "." else f"{group}."
+        if not group.startswith("hydra"):
+            keys.update(f"{prefix}{name}" for name in _flat(OmegaConf.load(path)))
+    return sorted(keys)
+
+
+def _flat(config: Any, prefix: str = "") -> list[str]:
+    names = []
+    for name in config:
+        if str(name) in ("defaults", "hydra"):
+            continue
+        names.append(f"{prefix}{name}")
+        if isinstance(config._get_node(name), DictConfig) and not OmegaConf.is_missing(config, name):
+            names += _flat(config._get_node(name), f"{prefix}{name}.")
+    return names

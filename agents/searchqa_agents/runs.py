@@ -1,0 +1,306 @@
+"""A run's folder: all that a run leaves behind, written so that a killed run loses nothing it had earned.
+
+    runs/<date-time>-<name>/
+        config.yaml  stamp.json     what was run, and what a number from it needs to be comparable
+        metrics.jsonl               one line per logged step, appended and flushed
+        tensorboard/<phase>/        the same for TensorBoard
+        checkpoints/<phase>-<step>/ the last few, the best, and those marked to be kept
+        trajectories/*.jsonl.gz     episodes as tokens
+        summary.json                the table at the end
+        learning_curve.png  report.html
+
+Whole files are written beside their place and then renamed; a line that a killed process left unfinished is dropped when the folder is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from searchqa_envs.errors import SearchQAError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from searchqa_agents.trajectory import Trajectory
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("searchqa-gym", "gymnasium", "numpy", "bm25s", "numba", "torch", "transformers", "hydra-core")
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunFolderError(SearchQAError):
+    """A folder is not a run's, is in use by another process, or holds a file that cannot be read."""
+
+
+class Checkpoint(NamedTuple):
+    """A saved state. ``metrics_lines`` is how many lines ``metrics.jsonl`` had when it was taken."""
+
+    path: Path
+    phase: str
+    step: int
+    metrics_lines: int
+    created: float
+    score: float | None
+    keep: bool
+
+
+class RunFolder:
+    """One run's folder, open for writing; a second process that opens it gets a ``RunFolderError``.
+
+    Parameters
+    ----------
+    path
+        The folder; made if it is not there.
+    keep_last
+        How many of the latest checkpoints stay, beside the best and those saved with ``keep=True``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], keep_last: int = 2) -> None:
+        from filelock import FileLock, Timeout
+
+        self.path = Path(path)
+        self.keep_last = keep_last
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise RunFolderError(f"{self.path} is in use by another running process; wait for it, or choose another run_dir.") from error
+        for stale in self._checkpoint_dir.glob(".partial-*"):
+            shutil.rmtree(stale)
+        self._started = time.monotonic() - self._seconds_so_far()
+        self._lines = len(drop_unfinished_line(self.path / METRICS_FILE))
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the TensorBoard files and let other processes in."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+        self._lock.release()
+
+    @property
+    def _checkpoint_dir(self) -> Path:
+        return self.path / "checkpoints"
+
+    def _seconds_so_far(self) -> float:
+        lines = drop_unfinished_line(self.path / METRICS_FILE)
+        return float(lines[-1].get("seconds", 0.0)) if lines else 0.0
+
+    # -- files ---------------------------------------------------------------------------------------------------------------------------
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a whole file at once: it is either the old or the new one, never half of it."""
+        path = self.path / name
+        replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a JSON file at once."""
+        return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def write_trajectories(self, name: str, trajectories: Iterable[Trajectory]) -> Path:
+        """Write ``trajectories/<name>.jsonl.gz`` at once."""
+        from searchqa_agents.trajectory import append_trajectories
+
+        path = self.path / "trajectories" / f"{name}.jsonl.gz"
+        path.parent.mkdir(exist_ok=True)
+        replace_file(path, lambda partial: append_trajectories(partial, trajectories), suffix=".jsonl.gz")
+        return path
+
+    # -- metrics -------------------------------------------------------------------------------------------------------------------------
+
+    def log(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl`` and to TensorBoard: ``phase``, ``step``, ``seconds`` since the run began, and the values."""
+        line = {"phase": phase, "step": int(step), "seconds": round(time.monotonic() - self._started, 3), **values}
+        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False, default=float) + "\n")
+        self._lines += 1
+        writer = self._tensorboard(phase, step)
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                writer.add_scalar(name, value, step)
+        writer.flush()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines logged so far."""
+        return read_metrics(self.path)
+
+    def _tensorboard(self, phase: str, step: int) -> SummaryWriter:
+        if phase not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writers[phase] = SummaryWriter(str(self.path / "tensorboard" / phase), purge_step=step)
+        return self._writers[phase]
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(
+        self, phase: str, step: int, write: Callable[[Path], object], *, score: float | None = None, keep: bool = False
+    ) -> Checkpoint:
+        """Save a state: ``write(folder)`` fills a folder that gets its name only once it is complete and on disk.
+
+        Checkpoints beyond the last few are then removed, except the one with the highest ``score`` and those with ``keep``.
+        """
+        name = f"{phase}-{step:06d}"
+        partial, final = self._checkpoint_dir / f".partial-{name}", self._checkpoint_dir / name
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        checkpoint = Checkpoint(final, phase, int(step), self._lines, time.time(), score, keep)
+        try:
+            write(partial)
+            record = {name: value for name, value in checkpoint._asdict().items() if name != "path"}
+            (partial / "checkpoint.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+            _sync(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if final.exists():  # saved before and taken again after a rewind
+            replaced = self._checkpoint_dir / f".partial-replaced-{name}"
+            os.replace(final, replaced)
+            os.replace(partial, final)
+            shutil.rmtree(replaced)
+        else:
+            os.replace(partial, final)
+        self._remove_old_checkpoints()
+        return checkpoint
+
+    def _remove_old_checkpoints(self) -> None:
+        checkpoints = list_checkpoints(self.path)
+        scored = [checkpoint for checkpoint in checkpoints if checkpoint.score is not None]
+        best = max(scored, key=lambda checkpoint: checkpoint.score or 0.0).path if scored else None
+        for checkpoint in checkpoints[: -self.keep_last]:
+            if not checkpoint.keep and checkpoint.path != best:
+                shutil.rmtree(checkpoint.path)
+
+    def rewind(self, checkpoint: Checkpoint | None) -> None:
+        """Before going on from a checkpoint (None: from the beginning): drop the lines of the steps that will be taken again."""
+        lines = self.metrics()[: checkpoint.metrics_lines if checkpoint is not None else 0]
+        self.write_text(METRICS_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        self._lines = len(lines)
+        self._started = time.monotonic() - (float(lines[-1]["seconds"]) if lines else 0.0)
+
+
+def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``; a last line that is unfinished is left out. Raises ``RunFolderError`` for any other bad line."""
+    path = Path(folder) / METRICS_FILE
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
+    *complete, _ = path.read_text(encoding="utf-8").split("\n")
+    for number, text in enumerate(complete, start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            raise RunFolderError(f"{path}, line {number}: not JSON ({error}). Remove the line to read the others.") from error
+    return lines
+
+
+def drop_unfinished_line(path: Path) -> list[dict[str, Any]]:
+    """Cut off what a killed process left behind the last line break of ``metrics.jsonl``; returns the lines that stay."""
+    if path.exists():
+        content = path.read_bytes()
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):
+            logger.warning("%s: dropped an unfinished last line of %d bytes.", path, len(content) - complete)
+            with path.open("rb+") as file:
+                file.truncate(complete)
+    return read_metrics(path.parent)
+
+
+def list_checkpoints(folder: str | os.PathLike[str]) -> list[Checkpoint]:
+    """The complete checkpoints of a run, oldest first."""
+    found = []
+    for record in (Path(folder) / "checkpoints").glob("[!.]*/checkpoint.json"):
+        found.append(Checkpoint(path=record.parent, **json.loads(record.read_text(encoding="utf-8"))))
+    return sorted(found, key=lambda checkpoint: (checkpoint.created, checkpoint.step))
+
+
+def check_run_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder of a run that exists; raises ``RunFolderError`` for anything else."""
+    path = Path(folder)
+    if not (path / "config.yaml").is_file():
+        raise RunFolderError(
+            f"{path} is not the folder of a run: it holds no config.yaml. Runs are made by `searchqa train`, `sft` and `eval`."
+        )
+    return path
+
+
+def run_stamp(environment: Mapping[str, Any], *, seed: int, threads: int | None) -> dict[str, Any]:
+    """What a number needs to be comparable: the environment's stamp, seed, threads, package versions, commit, platform, and the command line."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # an extra that is not installed
+            continue
+    return {
+        **environment,
+        "seed": seed,
+        "threads": threads,
+        "packages": versions,
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "command": " ".join(["searchqa", *sys.argv[1:]]),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, with ``+changes`` if it differs; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            logger.warning("The commit could not be read: %s", error)
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+changes" if commit and changes else commit
+
+
+def replace_file(path: Path, write: Callable[[Path], object], suffix: str = "") -> None:
+    """Write a file beside its place and rename it, so that the name never stands for half a file. ``suffix`` ends the temporary name."""
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}{suffix}")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

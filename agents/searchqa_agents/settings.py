@@ -1,0 +1,195 @@
+"""The typed configuration of runs. The YAML files in ``searchqa_conf`` hold the values; these dataclasses hold names and types.
+
+Nothing heavy is imported before it is needed: a misspelt key of ``eval`` is found before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from omegaconf import MISSING
+
+from searchqa_envs.errors import ConfigurationError
+
+Config = TypeVar("Config")
+
+
+@dataclass
+class EnvSettings:
+    """Arguments of an environment; null leaves the environment's own default."""
+
+    id: str = MISSING
+    split: str | None = None
+    retriever: Any = None
+    top_k: int | None = None
+    max_turns: int | None = None
+    max_context_tokens: int | None = None
+    max_segment_tokens: int | None = None
+    max_observation_tokens: int | None = None
+    tokenizer: str | None = None
+    dialect: str | None = None
+    prompt: str | None = None
+    reward: Any = None
+    reward_weights: dict[str, float] | None = None
+    forced_answer: bool | None = None
+    data_dir: str | None = None
+
+
+@dataclass
+class WorldSettings(EnvSettings):
+    """The generated world's own arguments."""
+
+    preset: str | None = None
+    world_seed: int | None = None
+    num_worlds: int | None = None
+    hops: Any = None
+    style: str | None = None
+
+
+@dataclass
+class CustomSettings(EnvSettings):
+    """Your own questions and corpus."""
+
+    questions: str | None = None
+    corpus: str | None = None
+
+
+def env_arguments(env: EnvSettings, **changed: Any) -> dict[str, Any]:
+    """What to call ``gym.make`` with, beside the id: what is not null, and ``changed``."""
+    values = {f.name: getattr(env, f.name) for f in fields(env) if f.name != "id"} | changed
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass
+class AgentSettings:
+    """Who answers: ``kind`` is a script (direct, search_once, oracle) or lm."""
+
+    kind: str = MISSING
+
+
+@dataclass
+class LMAgentSettings(AgentSettings):
+    """A language model and how it is sampled."""
+
+    checkpoint: str = MISSING
+    temperature: float = MISSING
+
+
+@dataclass
+class RunSettings:
+    """What every run has."""
+
+    name: str = MISSING
+    run_dir: str = MISSING
+    seed: int = MISSING
+    threads: int | None = MISSING
+    device: str = MISSING
+    dry_run: bool = MISSING
+
+
+@dataclass
+class EvalSettings(RunSettings):
+    """``searchqa eval``."""
+
+    env: EnvSettings = MISSING
+    agent: AgentSettings = MISSING
+    questions: int | None = MISSING
+    samples: int = MISSING
+    num_envs: int = MISSING
+    save: int | None = MISSING
+
+
+@dataclass
+class ModelSettings:
+    """The shape of the tiny model of the world; see ``make_tiny_model``."""
+
+    hidden_size: int = 128
+    num_layers: int = 2
+    num_heads: int = 4
+    feed_forward_size: int = 352
+    initializer_range: float = 0.05
+    rope_theta: float = 10_000.0
+
+
+@dataclass
+class WarmStartSettings(RunSettings):
+    """``searchqa sft``, and the beginning of ``searchqa train``. ``warmup`` and ``sft`` are a ``WarmupConfig`` and an ``SFTConfig``."""
+
+    env: EnvSettings = MISSING
+    model: ModelSettings = field(default_factory=ModelSettings)
+    demonstrations: str = MISSING
+    warmup: Any = MISSING
+    sft: Any = MISSING
+    num_envs: int = MISSING
+
+
+@dataclass
+class EvaluationSettings:
+    """How training is measured, before and after."""
+
+    split: str | None = MISSING
+    questions: int = MISSING
+    seed: int = MISSING
+    save: int = MISSING
+
+
+@dataclass
+class TrainSettings(WarmStartSettings):
+    """``searchqa train``. ``algo`` is the algorithm's own configuration, such as a ``GRPOConfig``."""
+
+    start: str = MISSING
+    algo: Any = MISSING
+    evaluation: EvaluationSettings = MISSING
+    rollouts_every: int = MISSING
+
+
+def register() -> None:
+    """Make the types of ``eval`` known to Hydra."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="eval_types", node=EvalSettings)
+    store.store(group="env", name="types", node=EnvSettings)
+    store.store(group="env", name="world_types", node=WorldSettings)
+    store.store(group="env", name="custom_types", node=CustomSettings)
+    store.store(group="agent", name="types", node=AgentSettings)
+    store.store(group="agent", name="lm_types", node=LMAgentSettings)
+
+
+def register_training() -> None:
+    """Make the types of ``sft`` and ``train`` known to Hydra; loads torch."""
+    from hydra.core.config_store import ConfigStore
+
+    from searchqa_agents.grpo import GRPOConfig
+    from searchqa_agents.sft import SFTConfig
+    from searchqa_agents.warmup import WarmupConfig
+
+    store = ConfigStore.instance()
+    store.store(name="sft_types", node=WarmStartSettings)
+    store.store(name="train_types", node=TrainSettings)
+    store.store(group="warmup", name="types", node=structured(WarmupConfig))
+    store.store(group="sft", name="types", node=structured(SFTConfig))
+    store.store(group="algo", name="grpo_types", node=structured(GRPOConfig))
+
+
+def structured(config_class: type) -> type:
+    """A dataclass with the same fields for OmegaConf, which knows no ``Literal``: those become ``str``; :func:`built` checks them."""
+    hints = get_type_hints(config_class)
+    columns: list[Any] = []
+    for f in fields(config_class):
+        kind = str if get_origin(hints[f.name]) is Literal else hints[f.name]
+        default = MISSING if f.default is NO_DEFAULT else f.default
+        columns.append((f.name, kind, field(default=default)))
+    return make_dataclass(config_class.__name__, columns)
+
+
+def built(config_class: type[Config], values: Any) -> Config:
+    """The real configuration from an instance of its :func:`structured` form. Raises ``ConfigurationError`` for a value that cannot be."""
+    hints = get_type_hints(config_class)
+    arguments = {f.name: getattr(values, f.name) for f in fields(config_class)}  # type: ignore[arg-type]
+    for name, value in arguments.items():
+        if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
+            raise ConfigurationError(f"{name} must be one of {list(get_args(hints[name]))}; got {value!r}.")
+    return config_class(**arguments)

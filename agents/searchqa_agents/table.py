@@ -1,0 +1,61 @@
+"""Results as rows for tables in terminals, pages and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+METRIC_TITLES = {
+    "em": "exact match",
+    "f1": "F1",
+    "cover_em": "cover match",
+    "title_recall_all": "supporting titles found, all",
+    "title_recall_any": "supporting titles found, any",
+    "title_recall_mean": "supporting titles found, share",
+    "searches": "searches per question",
+    "answered": "answered",
+    "invalid_turns": "invalid turns per question",
+    "reward": "reward",
+}
+
+
+def number(value: float | None) -> str:
+    """Three digits behind the point; a dash for what is not known."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def stamp_line(stamp: Mapping[str, Any]) -> str:
+    """The part of a stamp that a reader of a table wants to see."""
+    retriever = stamp.get("retriever")
+    name = retriever.get("retriever", retriever.get("name")) if isinstance(retriever, Mapping) else retriever
+    reward = stamp.get("reward")
+    parts = {
+        "data": "/".join(str(stamp[key]) for key in ("dataset", "split") if stamp.get(key) is not None),
+        "revision": stamp.get("revision"),
+        "corpus": str(stamp.get("corpus_sha256") or "")[:12],
+        "retriever": name,
+        "top_k": stamp.get("top_k"),
+        "dialect": stamp.get("dialect"),
+        "reward": reward.get("name") if isinstance(reward, Mapping) else reward,
+        "max_turns": stamp.get("max_turns"),
+        "seed": stamp.get("seed"),
+        "version": stamp.get("searchqa_gym"),
+        "commit": str(stamp.get("commit") or "")[:12],
+    }
+    return ", ".join(f"{key} {value}" for key, value in parts.items() if value not in (None, ""))
+
+
+def show(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
+    """Print a table: the first column to the left, numbers to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", caption=Text(caption), caption_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(Text(column), justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
