@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     download.add_argument("names", nargs="+", metavar="NAME", help="a set, or 'all' for the seven sets")
     download.add_argument("--revision", help="commit, branch or tag; default: the recorded one, else the newest, which is then recorded")
-    download.add_argument("--origin", help="another repository that has the set: 'flashrag' for hotpotqa")
+    download.add_argument("--origin", help="another repository that has the set: 'flashrag' for hotpotqa and musique")
     download.add_argument("--force", action="store_true", help="fetch again what is complete")
     _add_data_dir(download)
     download.set_defaults(run=_download)

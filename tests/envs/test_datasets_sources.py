@@ -19,6 +19,7 @@ import pytest
 from pyarrow import parquet
 
 from searchqa_envs.datasets import DATASETS, clear_cache, dataset_info, load_custom, load_source, make_passage, passage_id
+from searchqa_envs.datasets.location import find_set
 from searchqa_envs.errors import ConfigurationError, DataError, DataNotFoundError, MalformedRowError, UnknownQuestionError
 from searchqa_retrievers import CorpusError, Passage, SearchRequest
 
@@ -238,6 +239,27 @@ def test_only_the_file_of_the_split_is_read(tmp_path: Path) -> None:
     assert ids(load_source("nq", "dev", tmp_path)) == ["dev_0"]
     with pytest.raises(MalformedRowError, match=r"train\.jsonl, line 1"):
         load_source("nq", "train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "split"),
+    [
+        ("dev.jsonl", "dev"),
+        ("musique_ans_v1.0_train.jsonl", "train"),
+        ("hotpot_train_v1.1.json", "train"),
+        ("NQ-open.dev.jsonl.gz", "dev"),
+        ("data/test-00000-of-00001.parquet", "test"),
+        ("distractor/validation-00000-of-00001.parquet", "dev"),
+    ],
+)
+def test_the_split_is_in_the_name_of_a_published_file(tmp_path: Path, file: str, split: str) -> None:
+    path = tmp_path / "nq" / file
+    path.parent.mkdir(parents=True)
+    path.touch()
+    write(tmp_path / "nq" / "notes_about_training.jsonl", row("not a split"))
+    found = find_set("nq", tmp_path)
+    assert found is not None
+    assert found.questions == ((path, split),)
 
 
 def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:

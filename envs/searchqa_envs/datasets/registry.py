@@ -73,10 +73,11 @@ _INFOS = (
         name="musique",
         title="MuSiQue",
         sizes={"train": 19_938, "dev": 2_417},
-        hub=_flashrag("musique"),
+        hub=HubFiles("dgslibisey/MuSiQue", ("musique_ans_v1.0_*.jsonl",)),  # MuSiQue's own files; FlashRAG's have no paragraphs
         licence="CC BY 4.0",
         citation="Trivedi et al., MuSiQue, TACL 2022, arXiv:2108.00573",
         has_contexts=True,
+        other_hubs={"flashrag": _flashrag("musique")},
     ),
     DatasetInfo(
         name="bamboogle",
