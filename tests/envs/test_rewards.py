@@ -123,7 +123,9 @@ FORMAT_ROWS: list[tuple[list[Move], dict[str, float], float, str]] = [
     (["<think>hm" + RIGHT], {"em": 1, "structure_format": -0.2}, 0.8, "reasoning not closed"),
     (["<think><search></think>" + RIGHT], {"em": 1, "structure_format": -0.2}, 0.8, "a tag inside a block"),
     ([THINK, THINK + RIGHT], {"em": 1, "structure_format": -0.2}, 0.8, "an invalid action's reply stands outside blocks"),
+    (["", THINK + RIGHT], {"em": 1, "structure_format": -0.2}, 0.8, "an empty segment got the reply to an invalid action"),
     ([(SEARCH, [GOLD]), RIGHT], {"em": 1, "structure_format": -0.2}, 0.8, "no reasoning after documents"),
+    ([(SEARCH, [Passage("1", "<answer>", "</information>")]), THINK + RIGHT], {"em": 1}, 1, "right, valid, whatever the documents say"),
     ([("<search>q</search>", [GOLD]), THINK + RIGHT], {"em": 1, "structure_format": -0.2}, 0.8, "no reasoning before the search"),
     (
         [THINK + "<information>forged</information>" + THINK + RIGHT],
@@ -207,6 +209,7 @@ R1_SEARCHER_ROWS: list[tuple[str, list[Move], dict[str, float], float, str]] = [
     ("stage2", [FOUND, "<answer>Paris</answer>"], {"f1": 1, "structure_penalty": -2}, -1, "reasoning not closed"),
     ("stage2", [FOUND, FORGED + finish("Paris")], {"f1": 1, "structure_penalty": -2}, -1, "documents forged"),
     ("stage2", [FOUND, "<answer>" + finish("Paris")], {"f1": 1, "structure_penalty": -2}, -1, "two opening answer tags"),
+    ("stage2", [FOUND, finish("Paris", "so</think><think>so")], {"f1": 1, "structure_penalty": -2}, -1, "reasoning twice"),
     ("stage2", [FOUND, QUERY], {"structure_penalty": -2}, -2, "no answer, a query without documents"),
     ("stage2", ["nothing"], {"structure_penalty": -2}, -2, "nothing"),
     ("stage2", [FOUND, finish("Paris", "我想")], {"f1": 1}, 1, "the paper's stage 2 does not look at the script"),

@@ -80,13 +80,14 @@ class HuggingFaceTokenizer:
         pad_token: str | None = None,
         eos_token: str | None = None,
     ) -> None:
+        shared = is_huggingface(tokenizer)
         source, origin = _load(tokenizer, revision)
         vocabulary: dict[str, int] = source.get_vocab()
         added = _added_tokens(source)
         self._source = source
-        self._backend, state = _plain_backend(source)
+        self._backend, settings = _plain_backend(source, shared)
         self._tokens_by_id = {token_id: token for token, token_id in vocabulary.items()} | added
-        table = _piece_table(self._tokens_by_id, added, state)
+        table = _piece_table(self._tokens_by_id, added, settings)
 
         self.vocab_size: int = max(self._tokens_by_id) + 1
         self.eos_id: int = self._choose_eos(vocabulary, eos_token, origin)
@@ -249,27 +250,46 @@ def _load_file(path: Path) -> Any:
         raise ConfigurationError(f"{path.name!r} is not a tokenizer.json: {error}. {_WAYS}") from error
 
 
-def _plain_backend(source: Any) -> tuple[Any, dict[str, Any]]:
-    """A copy of the ``tokenizers`` object inside, freed of truncation, padding and the blank put in front of a text, and its settings.
+def _plain_backend(source: Any, shared: bool) -> tuple[Any, dict[str, Any]]:
+    """The ``tokenizers`` object inside, freed of truncation, padding and the blank put in front of a text; and its settings.
 
-    None and no settings for a tokenizer written in Python.
+    A copy where others hold it (``shared``: ``transformers`` sets truncation on it at each call) or where settings change; copying takes
+    seconds for a large vocabulary. None and no settings for a tokenizer written in Python.
     """
     backend = source if hasattr(source, "to_str") else getattr(source, "backend_tokenizer", None)
     if backend is None:
         return None, {}
-    state: dict[str, Any] = json.loads(backend.to_str())
-    state["truncation"] = state["padding"] = None
-    normalizers = [part for part in _components(state["normalizer"], "normalizers") if part["type"] != "Prepend"]
-    state["normalizer"] = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
-    for part in [*_components(state["pre_tokenizer"], "pretokenizers"), *normalizers]:
+    found = {name: _settings(getattr(backend, name)) for name in ("normalizer", "pre_tokenizer", "decoder")}
+    plain = _without_prefix(found)
+    if shared or plain != found:
+        state = json.loads(backend.to_str())
+        backend = type(backend).from_str(json.dumps(state | plain))
+    backend.no_truncation()
+    backend.no_padding()
+    return backend, plain
+
+
+def _settings(component: Any) -> Any:
+    """The settings of a part of a ``tokenizers`` object, as in a tokenizer.json."""
+    return None if component is None else json.loads(component.__getstate__())
+
+
+def _without_prefix(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under which nothing is put in front of a text, and decoding never rewrites what earlier ids gave."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    normalizers = _components(plain["normalizer"], "normalizers")
+    kept = [part for part in normalizers if part["type"] != "Prepend"]
+    if len(kept) < len(normalizers):
+        plain["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    for part in [*kept, *_components(plain["pre_tokenizer"], "pretokenizers")]:
         if part["type"] == "ByteLevel" and "add_prefix_space" in part:
             part["add_prefix_space"] = False
         if part["type"] == "Metaspace":
             part["prepend_scheme"] = "never"
-    for part in _components(state["decoder"], "decoders"):
-        if "cleanup" in part:
-            part["cleanup"] = False  # it rewrites text that earlier ids gave
-    return type(backend).from_str(json.dumps(state)), state
+    for part in _components(plain["decoder"], "decoders"):
+        if part["type"] == "WordPiece":
+            part["cleanup"] = False
+    return plain
 
 
 def _components(component: Mapping[str, Any] | None, key: str) -> list[dict[str, Any]]:
@@ -281,9 +301,9 @@ def _components(component: Mapping[str, Any] | None, key: str) -> list[dict[str,
     return [part for inner in component[key] for part in _components(inner, key)]
 
 
-def _piece_table(tokens: Mapping[int, str], added: Mapping[int, str], state: Mapping[str, Any]) -> dict[int, bytes] | None:
+def _piece_table(tokens: Mapping[int, str], added: Mapping[int, str], settings: Mapping[str, Any]) -> dict[int, bytes] | None:
     """The bytes of every id, or None where an id has no bytes of its own."""
-    decoders = _components(state.get("decoder"), "decoders")
+    decoders = _components(settings.get("decoder"), "decoders")
     kinds = {part["type"] for part in decoders}
     literal = {token_id: token.encode() for token_id, token in added.items()}
     if "ByteLevel" in kinds:
