@@ -113,7 +113,7 @@ def _search(
                         if chunk[i] >= threshold:
                             count = _compiled_insert(best, documents, count, chunk[i], np.int32(block * BLOCK + i))
                     if count == k:
-                        threshold = max(threshold, best[k - 1])
+                        threshold = max(threshold, best[k - 1] + np.int32(1))  # passages come in order: a later equal loses
             scores[:] = 0
         out_counts[q] = count
 

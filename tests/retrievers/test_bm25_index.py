@@ -48,6 +48,19 @@ def test_second_start_opens_the_stored_index(corpus, expected, builds, tmp_path)
     assert len(builds) == 1
 
 
+def test_opening_takes_no_lock_so_that_a_read_only_folder_will_do(corpus, expected, builds, tmp_path, monkeypatch):
+    BM25Retriever(corpus, cache_dir=tmp_path)
+
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr("filelock.FileLock", refuse)
+    retriever = BM25Retriever(corpus, cache_dir=tmp_path)
+    assert isinstance(retriever.index.data.base, np.memmap)
+    assert retriever.search(REQUESTS) == expected
+    assert len(builds) == 1
+
+
 def test_environment_variable_names_the_cache(corpus, monkeypatch, tmp_path):
     monkeypatch.setenv("SEARCHQA_CACHE", str(tmp_path / "here"))
     assert cache_root() == tmp_path / "here"
