@@ -47,7 +47,7 @@ def build_source(dataset: str, split: str | None, data_dir: str | Path | None, o
     if dataset == "world":
         from searchqa_envs.world import WorldSource
 
-        return WorldSource(split=split or "train", **{name: value for name, value in options.items() if value is not None})
+        return WorldSource(split="train" if split is None else split, **{name: value for name, value in options.items() if value is not None})
     from searchqa_envs.datasets import load_custom, load_source
 
     if dataset == "custom":
