@@ -50,8 +50,8 @@ def rollout(
     Parameters
     ----------
     venv
-        A ``SearchQAVectorEnv``, or any vector environment of SearchQA environments with autoreset disabled. With ``reset_at`` and ``step_at``
-        only the episodes still going on are stepped; without, plain ``reset`` and ``step`` give the same trajectories.
+        A ``SearchQAVectorEnv`` with autoreset disabled. By its ``reset_at`` and ``step_at`` only the episodes still going on are stepped; a wrapped one,
+        which has only ``reset`` and ``step``, gives the same trajectories.
     model
         Any :class:`LanguageModel`: a policy, a backend, or a scripted agent.
     questions

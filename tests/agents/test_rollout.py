@@ -1,0 +1,172 @@
+"""Rollouts: the tokens are the policy's and the environment's own, whatever way the environment is stepped."""
+
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import VectorWrapper
+
+import searchqa_envs  # noqa: F401  # registers the ids
+from searchqa_agents.language_model import Sampling
+from searchqa_agents.models import make_tiny_model
+from searchqa_agents.policy import Policy
+from searchqa_agents.rollout import draw_questions, episode_seed, rollout
+from searchqa_agents.scripted import ScriptedAgent
+from searchqa_envs.errors import EpisodeStateError
+from searchqa_retrievers import RetrieverUnavailable
+
+ID = "SearchQA-World-v0"
+BUDGETS = {"max_segment_tokens": 10, "max_turns": 3}
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    torch.set_num_threads(1)
+    tokenizer = gym.make_vec(ID, num_envs=1).unwrapped.tokenizer
+    model = make_tiny_model(
+        tokenizer.vocab_size,
+        0,
+        pad_id=tokenizer.pad_id,
+        eos_id=tokenizer.eos_id,
+        hidden_size=32,
+        feed_forward_size=48,
+        initializer_range=0.2,
+    )
+    # closing tags, so that episodes have several turns of several lengths
+    with torch.no_grad():
+        for tag in ("</search>", "<search>", "</answer>"):
+            model.lm_head.weight[tokenizer.encode(tag)[0]] *= 3
+    return Policy(model, tokenizer)
+
+
+def make(num_envs, **arguments):
+    return gym.make_vec(ID, num_envs=num_envs, autoreset_mode="DISABLED", **{**BUDGETS, **arguments})
+
+
+def close(a, b):
+    """Equal but for the rounding of log-probabilities, which differs between batch shapes."""
+    return replace(a, logprobs=None) == replace(b, logprobs=None) and np.allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
+def test_trajectories_are_the_same_for_any_number_of_environments_and_by_plain_step(policy):
+    questions = draw_questions(make(1).unwrapped.source, 5, seed=3, num_worlds=2)
+    reference = rollout(make(10), policy, questions, group_size=2, seed=4)
+    assert len(reference) == 10
+    assert len({len(t.turns) for t in reference}) > 1  # some end earlier than others
+    for venv in (make(3), VectorWrapper(make(4))):  # a wrapper hides step_at: plain reset and step
+        for a, b in zip(rollout(venv, policy, questions, group_size=2, seed=4), reference, strict=True):
+            assert close(a, b)
+
+
+def test_a_trajectory_holds_the_sampled_ids_and_the_environments_mask(policy):
+    venv = make(4)
+    for trajectory in rollout(venv, policy, draw_questions(venv.unwrapped.source, 4, seed=1), seed=2):
+        expected = np.zeros(len(trajectory.token_ids), dtype=np.int8)
+        for turn in trajectory.turns:
+            expected[turn.start : turn.segment_end] = 1
+            assert venv.unwrapped.tokenizer.decode(trajectory.token_ids[turn.start : turn.segment_end].tolist()) == turn.segment
+        assert trajectory.loss_mask.tolist() == expected.tolist()
+        assert (trajectory.logprobs[expected == 1] < 0).all()
+        assert (trajectory.logprobs[expected == 0] == 0).all()
+        assert trajectory.turns[-1].end == len(trajectory.token_ids)
+        assert trajectory.terminated != trajectory.truncated
+
+
+def test_recorded_log_probabilities_are_those_of_the_policy(policy):
+    venv = make(6)
+    trajectories = rollout(venv, policy, draw_questions(venv.unwrapped.source, 6, seed=1), seed=2, temperature=1.3)
+    with torch.no_grad():
+        stats = policy.evaluate([t.token_ids for t in trajectories], [t.loss_mask for t in trajectories], temperature=1.3)
+    recorded = np.concatenate([t.logprobs[t.loss_mask == 1] for t in trajectories])
+    assert recorded == pytest.approx(stats.logprob.numpy(), abs=1e-5)
+
+
+def test_sampled_ids_are_never_encoded_again(policy, monkeypatch):
+    venv = make(4)
+    tokenizer = venv.unwrapped.tokenizer
+    encoded = []
+    original = type(tokenizer).encode
+    monkeypatch.setattr(type(tokenizer), "encode", lambda self, text: encoded.append(text) or original(self, text))
+    trajectories = rollout(venv, policy, draw_questions(venv.unwrapped.source, 4, seed=1), seed=2)
+    expected = [t.prompt for t in trajectories] + [turn.observation for t in trajectories for turn in t.turns if turn.observation]
+    assert sorted(encoded) == sorted(expected)  # environment text, each once, and nothing else
+
+
+def test_members_of_a_group_share_the_question_and_differ_in_their_samples(policy):
+    venv = make(4)
+    a, b, c, d = rollout(venv, policy, draw_questions(venv.unwrapped.source, 2, seed=1), group_size=2, seed=2)
+    assert a.question_id == b.question_id != c.question_id == d.question_id
+    assert a.token_ids.tolist() != b.token_ids.tolist()
+    again = rollout(venv, policy, [a.question_id, c.question_id], group_size=2, seed=2)
+    assert again == [a, b, c, d]
+    assert rollout(venv, policy, [a.question_id], seed=3)[0].token_ids.tolist() != a.token_ids.tolist()
+
+
+def test_a_lost_back_end_is_recorded_and_the_other_episodes_go_on():
+    class Flaky:
+        def search(self, requests):
+            raise RetrieverUnavailable("gone")
+
+        def cache_key(self, request):
+            return request.query
+
+        def __deepcopy__(self, memo):
+            return self
+
+    venv = make(2, retriever=Flaky(), max_segment_tokens=48)
+    lost, other = rollout(venv, ScriptedAgent.for_env("search_once", venv), [0, 1])
+    assert lost.truncated
+    assert not lost.terminated
+    assert "gone" in lost.backend_error
+    assert (lost.reward, dict(lost.reward_terms), dict(lost.metrics)) == (0.0, {}, {})
+    assert other.backend_error
+
+
+def test_seconds_add_up_by_part_and_the_stamp_is_kept():
+    venv = make(3, max_segment_tokens=48)
+    for trajectory in rollout(venv, ScriptedAgent.for_env("oracle", venv), [0, 1, 2], stamp={"seed": 9}):
+        assert set(trajectory.seconds) == {"model", "search", "environment"}
+        assert all(value > 0 for value in trajectory.seconds.values())
+        assert trajectory.stamp == {"seed": 9}
+
+
+def test_environments_that_reset_themselves_are_refused(policy):
+    venv = VectorWrapper(gym.make_vec(ID, num_envs=2, autoreset_mode="SAME_STEP", **BUDGETS))
+    with pytest.raises(EpisodeStateError, match="DISABLED, not SAME_STEP"):
+        rollout(venv, policy, [0])
+
+
+def test_indices_and_ids_cannot_be_mixed(policy):
+    with pytest.raises(ValueError, match="all indices"):
+        rollout(make(2), policy, [0, "easy-train-0-0-1"])
+
+
+def test_the_twelve_lines_of_the_docstring_give_the_same_episode(policy):
+    venv, env = make(1), gym.make(ID, **BUDGETS)
+    [expected] = rollout(venv, policy, [7], seed=5)
+    seed = episode_seed(5, 0, 0)
+    observation, info = env.reset(options={"question_id": expected.question_id})
+    session = policy.start([seed], Sampling(env.unwrapped.max_segment_tokens, env.unwrapped.dialect.closers))
+    logprobs, ended = [], False
+    while not ended:
+        [segment] = session.generate([0], [observation], [info])
+        observation, reward, terminated, truncated, info = env.step(segment.ids)
+        logprobs.append(segment.logprobs)
+        ended = terminated or truncated
+    assert observation.tolist() == expected.token_ids.tolist()
+    assert info["turn_record"].loss_mask.tolist() == expected.loss_mask.tolist()
+    assert np.concatenate(logprobs) == pytest.approx(expected.logprobs[expected.loss_mask == 1], abs=1e-5)
+    assert reward == expected.reward
+
+
+def test_questions_are_drawn_without_repetition_and_by_seed():
+    source = make(1, num_worlds=10).unwrapped.source
+    drawn = draw_questions(source, 40, seed=1, num_worlds=3)
+    assert len(set(drawn)) == 40
+    assert len({index * 10 // len(source) for index in drawn}) <= 3
+    assert drawn == draw_questions(source, 40, seed=1, num_worlds=3) != draw_questions(source, 40, seed=2, num_worlds=3)
+    everything = draw_questions(source, len(source), seed=1)
+    assert sorted(everything) == list(range(len(source)))
+    assert len(draw_questions(source, len(source) + 5, seed=1)) == len(source) + 5
