@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from searchqa_envs.questions import QuestionSource
 from searchqa_envs.rewards import build_reward
 from searchqa_envs.tokenizers import build_tokenizer
 from searchqa_envs.tokenizers.base import Tokenizer
+from searchqa_envs.tokenizers.byte import ByteTokenizer
 from searchqa_retrievers.types import Retriever
 
 DATASETS = ("world", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "nq", "triviaqa", "popqa", "custom")
@@ -47,7 +48,9 @@ def build_source(dataset: str, split: str | None, data_dir: str | Path | None, o
     if dataset == "world":
         from searchqa_envs.world import WorldSource
 
-        return WorldSource(split="train" if split is None else split, **{name: value for name, value in options.items() if value is not None})
+        return WorldSource(
+            split="train" if split is None else split, **{name: value for name, value in options.items() if value is not None}
+        )
     from searchqa_envs.datasets import load_custom, load_source
 
     if dataset == "custom":
@@ -61,9 +64,11 @@ def build_source(dataset: str, split: str | None, data_dir: str | Path | None, o
 
 def default_budgets(dataset: str, tokenizer: Tokenizer, dialect: Dialect) -> tuple[int, int, int]:
     """Segment, observation and context budgets where the caller names none."""
-    if tokenizer.name.startswith("world"):
-        return WORLD_BUDGETS if dataset == "world" else BYTE_BUDGETS
-    if tokenizer.name.startswith("byte"):
+    from searchqa_envs.tokenizers.world import WorldTokenizer
+
+    if isinstance(tokenizer, WorldTokenizer) and dataset == "world":
+        return WORLD_BUDGETS
+    if isinstance(tokenizer, (ByteTokenizer, WorldTokenizer)):
         return BYTE_BUDGETS
     return TOKEN_BUDGETS.get(dialect.name, TOKEN_BUDGETS["search-r1"])
 
@@ -80,7 +85,7 @@ def build_rules(
     tokenizer: Any = None,
     dialect: str | Dialect = "search-r1",
     prompt: str | None = None,
-    reward: str | Mapping[str, Any] | Reward = "em",
+    reward: str | Mapping[str, Any] | Sequence[Any] | Reward = "em",
     reward_weights: Mapping[str, float] | None = None,
     forced_answer: bool = False,
     data_dir: str | Path | None = None,

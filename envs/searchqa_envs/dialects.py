@@ -189,8 +189,10 @@ DIALECTS = {dialect.name: dialect for dialect in (SEARCH_R1, R1_SEARCHER, ZEROSE
 
 
 def get_dialect(dialect: str | Dialect) -> Dialect:
-    """The dialect of that name; a ``Dialect`` of your own passes through."""
+    """The dialect of that name; a ``Dialect`` of your own is from then on known by its name, so that rewards find it."""
     if isinstance(dialect, Dialect):
+        if DIALECTS.setdefault(dialect.name, dialect) != dialect:
+            raise ConfigurationError(f"another dialect is already called {dialect.name!r}; give yours a name of its own.")
         return dialect
     if dialect in DIALECTS:
         return DIALECTS[dialect]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ class SearchQAEnv(gym.Env[NDArray[np.int32], ArrayLike]):
         tokenizer: Any = None,
         dialect: str | Dialect = "search-r1",
         prompt: str | None = None,
-        reward: str | Mapping[str, Any] | Reward = "em",
+        reward: str | Mapping[str, Any] | Sequence[Any] | Reward = "em",
         reward_weights: Mapping[str, float] | None = None,
         forced_answer: bool = False,
         data_dir: str | Path | None = None,

@@ -63,7 +63,7 @@ class SearchQAVectorEnv(VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.
         tokenizer: Any = None,
         dialect: str | Dialect = "search-r1",
         prompt: str | None = None,
-        reward: str | Mapping[str, Any] | Reward = "em",
+        reward: str | Mapping[str, Any] | Sequence[Any] | Reward = "em",
         reward_weights: Mapping[str, float] | None = None,
         forced_answer: bool = False,
         data_dir: str | Path | None = None,

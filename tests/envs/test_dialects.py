@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,7 +105,9 @@ def test_reserved_strings_lose_their_brackets(text: str, defused: str) -> None:
     assert neutralise(text, reserved) == defused
 
 
-@given(st.lists(st.sampled_from([*ALL_TAGS, "<", ">", "/", "answer", "search", "x", "|", "<|im_end|>", "[", "]"]), max_size=40).map("".join))
+@given(
+    st.lists(st.sampled_from([*ALL_TAGS, "<", ">", "/", "answer", "search", "x", "|", "<|im_end|>", "[", "]"]), max_size=40).map("".join)
+)
 def test_nothing_reserved_survives_neutralising(text: str) -> None:
     reserved = reserved_strings(ALL_TAGS, ["<|im_end|>", "[answer]"])
     assert not any(tag in neutralise(text, reserved) for tag in reserved)
@@ -113,3 +117,16 @@ def test_nothing_reserved_survives_neutralising(text: str) -> None:
 def test_text_without_tags_is_left_alone(text: str) -> None:
     if not any(tag in text for tag in ALL_TAGS):
         assert neutralise(text, reserved_strings(ALL_TAGS, [])) == text
+
+
+def test_a_dialect_of_ones_own_is_known_by_its_name_and_may_not_take_anothers() -> None:
+    own = replace(SEARCH_R1, name="test-own", search_open="<find>", search_close="</find>")
+    try:
+        assert get_dialect(own) is own
+        assert get_dialect("test-own") is own
+        assert own.parse("<find> x </find>") == ("search", "x")
+        assert "<find>" in own.tags
+        with pytest.raises(ConfigurationError, match="name of its own"):
+            get_dialect(replace(SEARCH_R1, search_open="<find>"))
+    finally:
+        DIALECTS.pop("test-own", None)
