@@ -97,6 +97,11 @@ class RunFolder:
         self._lock.release()
 
     @property
+    def seconds(self) -> float:
+        """Seconds since the run began, without the time between a stop and its resumption."""
+        return round(time.monotonic() - self._started, 3)
+
+    @property
     def _checkpoint_dir(self) -> Path:
         return self.path / "checkpoints"
 
@@ -129,7 +134,7 @@ class RunFolder:
 
     def log(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl`` and to TensorBoard: ``phase``, ``step``, ``seconds`` since the run began, and the values."""
-        line = {"phase": phase, "step": int(step), "seconds": round(time.monotonic() - self._started, 3), **values}
+        line = {"phase": phase, "step": int(step), "seconds": self.seconds, **values}
         with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False, default=float) + "\n")
         self._lines += 1
@@ -228,9 +233,8 @@ def drop_unfinished_line(path: Path) -> list[dict[str, Any]]:
 
 def list_checkpoints(folder: str | os.PathLike[str]) -> list[Checkpoint]:
     """The complete checkpoints of a run, oldest first."""
-    found = []
-    for record in (Path(folder) / "checkpoints").glob("[!.]*/checkpoint.json"):
-        found.append(Checkpoint(path=record.parent, **json.loads(record.read_text(encoding="utf-8"))))
+    records = (Path(folder) / "checkpoints").glob("[!.]*/checkpoint.json")
+    found = [Checkpoint(path=record.parent, **json.loads(record.read_text(encoding="utf-8"))) for record in records]
     return sorted(found, key=lambda checkpoint: (checkpoint.created, checkpoint.step))
 
 

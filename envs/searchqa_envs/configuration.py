@@ -18,11 +18,11 @@ from searchqa_envs.tokenizers.byte import ByteTokenizer
 from searchqa_retrievers.types import Retriever
 
 DATASETS = ("world", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "nq", "triviaqa", "popqa", "custom")
-WORLD_OPTIONS = ("preset", "world_seed", "num_worlds", "hops", "style")
+WORLD_OPTIONS = ("preset", "world_seed", "num_worlds", "hops", "style", "entities")
 CUSTOM_OPTIONS = ("questions", "corpus")
 
 # Budgets (segment, observation, context), in tokens.
-WORLD_BUDGETS = (48, 192, 1024)
+WORLD_BUDGETS = (48, 256, 1536)
 BYTE_BUDGETS = (2048, 2048, 20_480)  # about four bytes to a token; holds five full turns
 TOKEN_BUDGETS = {  # published response and observation limits; contexts as Search-R1's engine had them (4096 + 500)
     "search-r1": (500, 500, 4596),

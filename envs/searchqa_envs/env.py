@@ -76,7 +76,7 @@ class SearchQAEnv(gym.Env[NDArray[np.int32], ArrayLike]):
         Where data sets lie; otherwise ``$SEARCHQA_DATA``, the user's cache, or a download.
     render_mode
         "ansi" (``render`` returns the episode as text) or "human" (written to the terminal as it goes).
-    preset, world_seed, num_worlds, hops, style
+    preset, world_seed, num_worlds, hops, style, entities
         Only the world. questions, corpus: only the custom set.
 
     ## Version History
