@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -39,6 +40,8 @@ def run_app(config_name: str, task: Callable[[Any, Path], object], line: Sequenc
             sys.argv = [f"searchqa {config_name}", *line]
             job = _Job(task, config_name)
             hydra.main(config_path=CONFIG_PATH, config_name=config_name, version_base="1.3")(job)()
+    except _JobFailed as failed:
+        raise failed.error from None
     finally:
         sys.argv = arguments
         if full_error is None:
@@ -46,6 +49,14 @@ def run_app(config_name: str, task: Callable[[Any, Path], object], line: Sequenc
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
     return 0
+
+
+class _JobFailed(BaseException):
+    """Carries a job's error past Hydra, which would print a trace of its own; no ``Exception``, so that Hydra lets it through."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class _Job:
@@ -59,14 +70,17 @@ class _Job:
     def __call__(self, config: DictConfig) -> object:
         folder = Path(HydraConfig.get().runtime.output_dir)
         set_threads(config.get("threads"))
-        return self.task(config, folder)
+        try:
+            return self.task(config, folder)
+        except Exception as error:
+            raise _JobFailed(error) from error
 
 
 def set_threads(threads: int | None) -> None:
     """Set how many threads numpy and torch use, as far as it can still be set, in this process and those it starts."""
     if threads is None:
         return
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when numpy and torch are loaded
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
 
@@ -130,16 +144,17 @@ def explained_override(error: BaseException) -> str | None:
     return f"{'key ' + key.group(1) + ': ' if key else ''}{' '.join(texts)} (`--cfg job` shows the whole configuration.)"
 
 
-def _unknown_key(key: str) -> str:
-    known = _known_keys()
+def _unknown_key(wrong: str) -> str:
+    known, key = _known_keys(), wrong
     if key in known:
         return (
             f"the key {key!r} belongs to another choice of {key.partition('.')[0]} than yours. `--cfg job` shows the keys of your choice."
         )
-    close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    key = re.sub(r"\blr$", "learning_rate", key)
+    close = [key] if key in known else difflib.get_close_matches(key, known, n=3, cutoff=0.55)
     close = close or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]][:3]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return f"there is no configuration key {key!r}.{hint} `--cfg job` shows all keys of a command."
+    return f"there is no configuration key {wrong!r}.{hint} `--cfg job` shows all keys of a command."
 
 
 def _unknown_option(option: str, said: str) -> str:
@@ -164,6 +179,9 @@ def _known_keys() -> list[str]:
         prefix = "" if group == "." else f"{group}."
         if not group.startswith("hydra"):
             keys.update(f"{prefix}{name}" for name in _flat(OmegaConf.load(path)))
+    for group, nodes in ConfigStore.instance().repo.items():  # the types: fields that no file mentions
+        if (conf_dir() / group).is_dir() and not group.startswith(("hydra", "_")):
+            keys.update(f"{group}.{name}" for node in nodes.values() for name in _flat(node.node))
     return sorted(keys)
 
 

@@ -34,6 +34,7 @@ def stamp_line(stamp: Mapping[str, Any]) -> str:
     reward = stamp.get("reward")
     parts = {
         "data": "/".join(str(stamp[key]) for key in ("dataset", "split") if stamp.get(key) is not None),
+        "measured on": stamp.get("measured_on"),
         "revision": stamp.get("revision"),
         "corpus": str(stamp.get("corpus_sha256") or "")[:12],
         "retriever": name,
@@ -43,9 +44,14 @@ def stamp_line(stamp: Mapping[str, Any]) -> str:
         "max_turns": stamp.get("max_turns"),
         "seed": stamp.get("seed"),
         "version": stamp.get("searchqa_gym"),
-        "commit": str(stamp.get("commit") or "")[:12],
+        "commit": _short_commit(stamp),
     }
     return ", ".join(f"{key} {value}" for key, value in parts.items() if value not in (None, ""))
+
+
+def _short_commit(stamp: Mapping[str, Any]) -> str:
+    commit, changes, _ = str(stamp.get("commit") or "").partition("+")
+    return f"{commit[:12]} with changes" if changes else commit[:12]
 
 
 def show(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:

@@ -1,0 +1,50 @@
+"""``searchqa sft``: the supervised checkpoint that reinforcement learning starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from searchqa_agents.hydra_app import run_app, write_config
+from searchqa_agents.settings import WarmStartSettings, register, register_training
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main(line: Sequence[str]) -> int:
+    """Run ``searchqa sft <line>``."""
+    register()
+    register_training()
+    return run_app("sft", run, line)
+
+
+def run(config: DictConfig, path: Path) -> None:
+    """One warm start, into the run folder ``path``; its policy lies in ``model/`` there."""
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from searchqa_agents.report import write_picture
+    from searchqa_agents.runs import RunFolder, run_stamp
+    from searchqa_agents.training_run import Training, make_venv
+
+    settings: WarmStartSettings = OmegaConf.to_object(config)
+    console = Console()
+    if settings.dry_run:
+        console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
+        console.print(f"Would run induction warm-up and fine-tuning, and write {settings.run_dir}.", markup=False, soft_wrap=True)
+        return
+    with RunFolder(path) as folder:
+        write_config(folder, config)
+        venv = make_venv(settings.env, settings.num_envs)
+        folder.write_json("stamp.json", run_stamp(venv.unwrapped.stamp(), seed=settings.seed, threads=settings.threads))
+        training = Training(settings, folder, venv)
+        training.run_warmup()
+        training.run_sft()
+        venv.close()
+        model = folder.path / "model"
+        training.policy.save(model)
+        write_picture(folder.path)
+    console.print(f"Policy: {model}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"`searchqa train start={model}` trains it further.", markup=False, highlight=False, soft_wrap=True)

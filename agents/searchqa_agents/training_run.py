@@ -1,0 +1,215 @@
+"""A training run in its folder: phases that log, save checkpoints, and go on where a killed run stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from searchqa_agents.demonstrations import fresh_demonstrations
+from searchqa_agents.evaluate import evaluate
+from searchqa_agents.eval_command import checkpoint_path, chosen_device
+from searchqa_agents.grpo import GRPOConfig, train_grpo
+from searchqa_agents.models import make_tiny_model
+from searchqa_agents.policy import Policy
+from searchqa_agents.progress import progress
+from searchqa_agents.rollout import draw_questions
+from searchqa_agents.runs import Checkpoint, RunFolder, RunFolderError, list_checkpoints
+from searchqa_agents.settings import EnvSettings, TrainSettings, WarmStartSettings, built, env_arguments
+from searchqa_agents.sft import SFTConfig, train_sft
+from searchqa_agents.trajectory import Trajectory
+from searchqa_agents.warmup import WarmupConfig, train_warmup
+
+if TYPE_CHECKING:
+    from searchqa_agents.optimisation import OnCheckpoint, OnStep
+
+logger = logging.getLogger(__name__)
+
+PHASES = ("warmup", "sft", "grpo")
+STATE_FILE = "trainer.pt"
+
+
+def make_venv(env: EnvSettings, num_envs: int, **changed: Any) -> Any:
+    """The vector environment of a run; ``changed`` arguments win over the settings."""
+    import gymnasium as gym
+
+    import searchqa_envs  # noqa: F401, registers the ids
+
+    return gym.make_vec(env.id, num_envs=num_envs, autoreset_mode="DISABLED", **env_arguments(env, **changed))
+
+
+class Training:
+    """The phases of one run. Each ``run_*`` method trains ``policy`` in place, skips what the last checkpoint has behind it, and logs."""
+
+    def __init__(self, settings: WarmStartSettings, folder: RunFolder, venv: Any) -> None:
+        disable_progress_bar()  # transformers' own, of files that are written in a moment
+        checkpoints = list_checkpoints(folder.path)
+        self.settings = settings
+        self.warmup, self.sft = built(WarmupConfig, settings.warmup), built(SFTConfig, settings.sft)
+        self.grpo = built(GRPOConfig, settings.algo) if isinstance(settings, TrainSettings) else None
+        self.folder = folder
+        self.venv = venv
+        self.last: Checkpoint | None = checkpoints[-1] if checkpoints else None
+        if self.last is not None:
+            logger.warning("Going on from %s.", self.last.path)
+        folder.rewind(self.last)
+        self.policy = self._first_policy()
+        self.saved: Path | None = self.last.path if self.last is not None else None
+
+    def _first_policy(self) -> Policy:
+        settings, tokenizer = self.settings, self.venv.unwrapped.tokenizer
+        device = chosen_device(settings.device)
+        start = settings.start if isinstance(settings, TrainSettings) else "nothing"
+        if start != "nothing":
+            return Policy.load(checkpoint_path(start), tokenizer, device=device)
+        ids: dict[str, int] = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
+        model = make_tiny_model(tokenizer.vocab_size, settings.seed, **ids, **vars(settings.model), device=device)
+        return Policy(model, tokenizer)
+
+    # -- phases --------------------------------------------------------------------------------------------------------------------------
+
+    def run_warmup(self) -> None:
+        """Induction warm-up."""
+        config = self.warmup
+        with self._phase("warmup", config.max_steps, "losses/warmup_loss") as (state, on_step, on_checkpoint):
+            copied = [line["losses/copying_loss"] for line in self.folder.metrics() if "losses/copying_loss" in line]
+            if state is not None and copied and copied[-1] < config.target_loss:
+                self.policy.model.load_state_dict(state["model"])  # it was finished; only its end was not noted
+            elif not self._behind("warmup"):
+                train_warmup(self.policy, config, on_step=on_step, on_checkpoint=on_checkpoint, state=state)
+
+    def run_sft(self) -> None:
+        """Supervised fine-tuning on scripted demonstrations. Its last checkpoint is kept."""
+        config = self.sft
+        with self._phase("sft", config.steps, "losses/sft_loss") as (state, on_step, on_checkpoint):
+            if not self._behind("sft"):
+                batches = fresh_demonstrations(
+                    self.venv, self.settings.demonstrations, batch_size=config.batch_size, seed=config.seed, num_worlds=config.num_worlds
+                )
+                train_sft(self.policy, batches, config, on_step=on_step, on_checkpoint=on_checkpoint, state=state)
+
+    def run_grpo(self, settings: TrainSettings, stamp: Mapping[str, Any]) -> None:
+        """GRPO."""
+        config = self.grpo or built(GRPOConfig, settings.algo)
+
+        def on_rollout(step: int, trajectories: Sequence[Trajectory]) -> None:
+            if settings.rollouts_every and (step + 1) % settings.rollouts_every == 0:
+                self.folder.write_trajectories(f"rollouts-{step + 1:06d}", trajectories)
+
+        with self._phase("grpo", config.steps, "charts/em") as (state, on_step, on_checkpoint):
+            train_grpo(
+                self.policy,
+                self.venv,
+                config,
+                on_step=on_step,
+                on_checkpoint=on_checkpoint,
+                on_rollout=on_rollout,
+                state=state,
+                stamp=stamp,
+            )
+
+    def _behind(self, phase: str) -> bool:
+        return self.last is not None and PHASES.index(self.last.phase) > PHASES.index(phase)
+
+    @contextmanager
+    def _phase(self, phase: str, steps: int, shown: str) -> Iterator[tuple[Mapping[str, Any] | None, OnStep, OnCheckpoint]]:
+        """Where the phase begins (a trainer's state or None), and its hooks."""
+        state = None
+        if self.last is not None and self.last.phase == phase:
+            device = self.policy.device
+            state = torch.load(self.last.path / STATE_FILE, map_location=device, weights_only=True)
+        latest: dict[str, float] = {}
+
+        with progress(_TITLES[phase], steps) as advance:
+
+            def on_step(step: int, metrics: Mapping[str, float]) -> None:
+                latest.update(metrics)
+                self.folder.log(phase, step, metrics)
+                advance(step, f"{shown.rpartition('/')[2].replace('_', ' ')} {metrics.get(shown, float('nan')):.3f}")
+
+            def on_checkpoint(step: int, trainer_state: Mapping[str, Any]) -> None:
+                def write(path: Path) -> None:
+                    self.policy.save(path)
+                    torch.save(dict(trainer_state), path / STATE_FILE)
+
+                keep = phase == "sft" and step == steps
+                saved = self.folder.save_checkpoint(phase, step, write, score=latest.get("charts/em"), keep=keep)
+                self.saved = saved.path
+
+            yield state, on_step, on_checkpoint
+
+    # -- measuring -----------------------------------------------------------------------------------------------------------------------
+
+    def measure(self, settings: TrainSettings, when: str, stamp: Mapping[str, Any]) -> dict[str, float]:
+        """Evaluate the policy on questions it never trains on; logs, saves trajectories, and returns the measures by key.
+
+        Keys: ``hops=2/sampled/em`` (or ``sampled/em`` where the set knows no hops), greedy likewise, ``.../off/em`` with the retriever off.
+        """
+        file = self.folder.path / f"{when}.json"
+        if when == "before" and self.last is not None and self.last.phase == "grpo":
+            if not file.is_file():  # the policy it measured is gone
+                raise RunFolderError(f"{file} is missing: this run cannot be continued. Begin a new one.")
+            values: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+            return values
+        measures, trajectories = measured(self.policy, settings, f"evaluation, {when}", {**stamp, "measured": when})
+        self.folder.write_json(f"{when}.json", measures)
+        self.folder.log(when, 0, measures)
+        if trajectories:
+            self.folder.write_trajectories(when, trajectories)
+        return measures
+
+
+_TITLES = {"warmup": "induction warm-up", "sft": "fine-tuning on demonstrations", "grpo": "GRPO"}
+
+
+def measured(policy: Policy, settings: TrainSettings, title: str, stamp: Mapping[str, Any]) -> tuple[dict[str, float], list[Trajectory]]:
+    """Measures by key, and the sampled trajectories that are worth keeping."""
+    evaluation = settings.evaluation
+    train = make_venv(settings.env, settings.num_envs, split=evaluation.split)
+    groups: list[Any] = train.unwrapped.source.stamp().get("hops") or [None]
+    plan: list[tuple[Any, str, float]] = [(hops, mode, t) for hops in groups for mode, t in (("sampled", 1.0), ("greedy", 0.0))]
+    plan.append((groups[-1], "off", 1.0))
+    measures: dict[str, float] = {}
+    kept: list[Trajectory] = []
+    with progress(title, len(plan)) as advance:
+        for done, (hops, mode, temperature) in enumerate(plan):
+            changed: dict[str, Any] = {"split": evaluation.split} | ({} if hops is None else {"hops": hops})
+            venv = make_venv(settings.env, settings.num_envs, **changed, **({"retriever": "none"} if mode == "off" else {}))
+            source = venv.unwrapped.source
+            questions = draw_questions(source, min(evaluation.questions, len(source)), seed=evaluation.seed)
+            found = evaluate(
+                venv, policy, questions, temperature=temperature, seed=evaluation.seed, stamp={**stamp, **venv.unwrapped.stamp()}
+            )
+            venv.close()
+            prefix = mode if hops is None else f"hops={hops}/{mode}"
+            measures |= {f"{prefix}/{name}": found.metrics[name] for name in ("em", "f1", "searches", "reward") if name in found.metrics}
+            if mode == "sampled":
+                kept += found.trajectories[: evaluation.save // len(groups)]
+            advance(done + 1, f"{prefix} em {found.metrics.get('em', 0.0):.3f}")
+    train.close()
+    return measures, kept
+
+
+def table_of(measures: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, str], list[str], list[list[str]]]:
+    """Titles by key, columns and rows of the table at the end."""
+    from searchqa_agents.table import number
+
+    titles: dict[str, str] = {}
+    keys = list(measures["after"])
+    prefixes = sorted({key.rpartition("/")[0].rpartition("/")[0] for key in keys}, reverse=True)  # most hops first
+    for prefix in prefixes:
+        hops = f"{prefix.removeprefix('hops=')}-hop " if prefix else ""
+        start = f"{prefix}/" if prefix else ""
+        titles[f"{start}sampled/em"] = f"{hops}exact match, sampled (T=1)"
+        titles[f"{start}greedy/em"] = f"{hops}exact match, greedy"
+        titles[f"{start}sampled/searches"] = f"searches per {hops}question, sampled"
+        titles[f"{start}off/em"] = f"{hops}exact match, sampled, retriever off"
+    titles = {key: title for key, title in titles.items() if key in keys}
+    rows = [[title, *(number(measures[when].get(key)) for when in ("before", "after"))] for key, title in titles.items()]
+    return titles, ["held-out questions", "before", "after"], rows
