@@ -1,0 +1,277 @@
+"""What the trainers share: exact gradients, schedules, determinism, and resuming bit for bit."""
+
+import copy
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import searchqa_envs  # noqa: F401  # registers the ids
+from searchqa_agents.demonstrations import demonstrate, fresh_demonstrations, recorded_demonstrations
+from searchqa_agents.grpo import GRPOConfig, rollout_metrics, train_grpo
+from searchqa_agents.models import make_tiny_model
+from searchqa_agents.optimisation import AdamW, Optimiser
+from searchqa_agents.policy import Policy
+from searchqa_agents.rollout import draw_questions, rollout
+from searchqa_agents.sft import SFTConfig, train_sft
+from searchqa_agents.warmup import WarmupConfig, WarmupError, copying_loss, repeated_sequences, train_warmup
+from searchqa_envs.errors import ConfigurationError
+from searchqa_retrievers import RetrieverUnavailable
+
+GRPO = GRPOConfig(steps=4, questions_per_step=4, group_size=3, num_worlds=1, learning_rate=3e-3)
+SFT = SFTConfig(steps=4, batch_size=8, num_worlds=1, warmup_steps=1)
+
+
+def make_env(num_envs=12, **arguments):
+    settings = {"max_segment_tokens": 12, "max_turns": 3, **arguments}
+    return gym.make_vec("SearchQA-World-v0", num_envs=num_envs, autoreset_mode="DISABLED", **settings)
+
+
+class TagLover(Policy):
+    """Writes many tags, so that there are searches and answers without training."""
+
+    def logits(self, hidden):
+        bonus = torch.zeros(self.tokenizer.vocab_size)
+        bonus[[self.tokenizer.encode(tag)[0] for tag in ("<search>", "</search>", "<answer>", "</answer>")]] = 4.0
+        return super().logits(hidden) + bonus
+
+
+def make_policy(seed=0) -> Policy:
+    torch.set_num_threads(1)
+    tokenizer = make_env(1).unwrapped.tokenizer
+    model = make_tiny_model(
+        tokenizer.vocab_size,
+        seed,
+        pad_id=tokenizer.pad_id,
+        eos_id=tokenizer.eos_id,
+        hidden_size=32,
+        feed_forward_size=48,
+        initializer_range=0.1,
+    )
+    return TagLover(model, tokenizer)
+
+
+def some_reward(episode):
+    """Pays for each search: what a policy with random weights can learn in a few steps."""
+    return {"searches": float(episode.searches)}
+
+
+def weights(policy):
+    return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()]).clone()
+
+
+# -- GRPO -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def run_grpo(config, state=None, venv=None, policy=None):
+    policy = policy or make_policy()
+    metrics, states = {}, {}
+    train_grpo(
+        policy,
+        venv or make_env(reward=some_reward),
+        config,
+        state=state,
+        on_step=lambda step, values: metrics.update({step: values}),
+        on_checkpoint=lambda step, saved: states.update({step: copy.deepcopy(saved)}),
+    )
+    return policy, metrics, states
+
+
+@pytest.mark.parametrize("changes", [{}, {"kl_coef": 0.1, "entropy_coef": 0.01, "update_epochs": 2, "num_minibatches": 2}])
+def test_two_and_two_steps_of_grpo_are_four_steps_bit_for_bit(changes):
+    config = replace(GRPO, **changes)
+    whole, metrics, states = run_grpo(replace(config, checkpoint_every=2))
+    assert sorted(states) == [2, 4]
+    resumed, later, _ = run_grpo(config, state=states[2], policy=make_policy(seed=9))
+    assert torch.equal(weights(whole), weights(resumed))
+    assert sorted(later) == [3, 4]
+    for step in later:
+        timeless = [{k: v for k, v in values[step].items() if not k.startswith("time/")} for values in (metrics, later)]
+        assert timeless[0] == timeless[1]
+
+
+def test_grpo_raises_the_return():
+    _, metrics, _ = run_grpo(replace(GRPO, steps=15, questions_per_step=8, group_size=6), venv=make_env(48, reward=some_reward))
+    returns = [values["charts/episodic_return"] for values in metrics.values()]
+    assert np.mean(returns[-3:]) > np.mean(returns[:3]) + 0.5
+
+
+def test_grpo_metrics_have_their_names_and_begin_on_policy():
+    _, metrics, _ = run_grpo(replace(GRPO, steps=1))
+    expected = """
+        charts/backend_errors charts/em charts/entropy charts/episodic_return charts/f1 charts/invalid_turns charts/learning_rate
+        charts/sampled_tokens charts/searches charts/trained_share losses/approx_kl losses/clipfrac losses/grad_norm losses/kl
+        losses/policy_loss time/environment time/model time/rollout time/search time/update
+    """.split()
+    assert sorted(metrics[1]) == expected
+    assert metrics[1]["losses/clipfrac"] == 0
+    assert abs(metrics[1]["losses/approx_kl"]) < 1e-6
+    assert abs(metrics[1]["losses/policy_loss"]) < 10
+
+
+def test_size_of_micro_batches_does_not_change_the_gradient():
+    a, _, _ = run_grpo(replace(GRPO, steps=1))
+    b, _, _ = run_grpo(replace(GRPO, steps=1, max_tokens=64))
+    start = weights(make_policy())
+    assert (weights(a) - start).abs().max() > 1e-4
+    # Adam's first step is the gradient's sign: compare where the gradient is not all rounding
+    assert torch.isclose(weights(a), weights(b), atol=1e-5).float().mean() > 0.99
+
+
+def test_the_kl_term_holds_the_policy_back():
+    settings = replace(GRPO, steps=12, kl_estimator="k3")
+    _, free, _ = run_grpo(replace(settings, kl_coef=1e-12))
+    _, held, _ = run_grpo(replace(settings, kl_coef=1.0))
+    assert free[1]["losses/kl"] == pytest.approx(0, abs=1e-6)  # the reference is the policy as training begins
+    assert held[12]["losses/kl"] < 0.5 * free[12]["losses/kl"]
+
+
+class Lost:
+    def search(self, requests):
+        raise RetrieverUnavailable("gone")
+
+    def cache_key(self, request):
+        return request.query
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_episodes_that_lost_their_search_back_end_are_not_trained_on():
+    venv = make_env(reward=some_reward, retriever=Lost())
+    trajectories = rollout(venv, make_policy(), [0, 1, 2, 3], group_size=3)
+    lost = [t.backend_error is not None for t in trajectories]
+    assert 0 < sum(lost) < len(lost)
+    _, metrics, _ = run_grpo(replace(GRPO, steps=1), venv=venv)
+    assert metrics[1]["charts/backend_errors"] > 0
+    assert metrics[1]["charts/searches"] == 0  # only the episodes without a search are left, and they are alike:
+    assert metrics[1]["charts/trained_share"] == 0
+    assert metrics[1]["losses/grad_norm"] == 0
+
+
+def test_grpo_tells_the_schedules_how_far_it_is(monkeypatch):
+    venv, told = make_env(), []
+    monkeypatch.setattr(venv.unwrapped, "set_progress", lambda step, total: told.append((step, total)))
+    run_grpo(replace(GRPO, steps=2), venv=venv)
+    assert told == [(0, 2), (1, 2)]
+
+
+def test_rollout_metrics_leave_out_what_is_not_there():
+    venv = make_env(retriever=Lost())
+    assert rollout_metrics([t for t in rollout(venv, make_policy(), [0, 1, 2, 3]) if t.backend_error]).keys() == {
+        "charts/backend_errors", "time/model", "time/search", "time/environment",
+    }  # fmt: skip
+
+
+# -- SFT --------------------------------------------------------------------------------------------------------------------------------------
+
+
+def run_sft(config, state=None, policy=None, batches=None):
+    policy = policy or make_policy()
+    metrics, states = {}, {}
+    batches = batches or fresh_demonstrations(
+        make_env(max_segment_tokens=48), "lazy_oracle", batch_size=config.batch_size, seed=config.seed, num_worlds=config.num_worlds
+    )
+    train_sft(
+        policy,
+        batches,
+        config,
+        state=state,
+        on_step=lambda step, values: metrics.update({step: values}),
+        on_checkpoint=lambda step, saved: states.update({step: saved}),
+    )
+    return policy, metrics, states
+
+
+def test_two_and_two_steps_of_sft_are_four_steps_bit_for_bit():
+    whole, _, states = run_sft(replace(SFT, checkpoint_every=2))
+    again, _, _ = run_sft(SFT)
+    resumed, _, _ = run_sft(SFT, state=states[2], policy=make_policy(seed=5))
+    assert torch.equal(weights(whole), weights(again))
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_sft_loss_is_the_mean_over_policy_tokens_and_falls():
+    batch = fresh_demonstrations(make_env(max_segment_tokens=48), "oracle", batch_size=6, seed=1)(0)
+    policy = make_policy()
+    with torch.no_grad():
+        expected = -policy.evaluate([t.token_ids for t in batch], [t.loss_mask for t in batch]).logprob.mean().item()
+    _, metrics, _ = run_sft(replace(SFT, steps=30, learning_rate=3e-3), policy=policy, batches=lambda step: batch)
+    assert metrics[1]["losses/sft_loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics[30]["losses/sft_loss"] < 0.5 * expected
+    assert metrics[1]["charts/tokens"] == sum(t.loss_mask.sum() for t in batch)
+
+
+def test_sft_micro_batches_change_nothing_but_rounding():
+    batch = fresh_demonstrations(make_env(max_segment_tokens=48), "oracle", batch_size=6, seed=1)(0)
+    losses = [run_sft(replace(SFT, steps=3, max_tokens=n), batches=lambda step: batch)[1][3]["losses/sft_loss"] for n in (50, 10_000)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_retokenized_trajectories_are_refused():
+    batch = [replace(t, retokenized=True) for t in fresh_demonstrations(make_env(), "direct", batch_size=2, seed=1)(0)]
+    with pytest.raises(ConfigurationError, match="encoded anew"):
+        run_sft(SFT, batches=lambda step: batch)
+
+
+def test_fresh_demonstrations_are_new_each_step_and_a_function_of_the_seed():
+    venv = make_env(max_segment_tokens=48)
+    a, b, other = (fresh_demonstrations(venv, "lazy_oracle", batch_size=6, seed=seed) for seed in (1, 1, 2))
+    assert a(3) == b(3)
+    assert {t.question_id for t in a(3)}.isdisjoint(t.question_id for t in a(4))
+    assert {t.question_id for t in a(3)} != {t.question_id for t in other(3)}
+
+
+def test_recorded_demonstrations_go_round_all_before_any_comes_again():
+    recorded = demonstrate(make_env(max_segment_tokens=48), "oracle", [0, 1, 2, 3, 4])
+    batches = recorded_demonstrations(recorded, batch_size=3, seed=0)
+    seen = [t.question_id for step in range(5) for t in batches(step)]
+    for epoch in range(3):
+        assert sorted(seen[5 * epoch : 5 * epoch + 5]) == sorted(t.question_id for t in recorded)
+    assert seen[:5] != seen[5:10]
+    assert batches(2) == recorded_demonstrations(recorded, batch_size=3, seed=0)(2)
+
+
+# -- warm-up and optimiser --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_warm_up_that_does_not_get_there_says_so():
+    with pytest.raises(WarmupError, match=r"After max_steps=3 steps the copying loss is \d.*not below target_loss=0.05"):
+        train_warmup(make_policy(), WarmupConfig(max_steps=3, batch_size=4))
+
+
+def test_the_warm_up_ends_at_its_target_and_resumes():
+    config = WarmupConfig(max_steps=100, check_every=5, batch_size=8, checkpoint_every=5)
+    policy, states = make_policy(), {}
+    config.target_loss = copying_loss(policy, config, 0) - 0.3
+    steps = train_warmup(policy, config, on_checkpoint=lambda step, state: states.update({step: copy.deepcopy(state)}))
+    assert 5 < steps < 100
+    assert copying_loss(policy, config, steps) < config.target_loss
+    resumed = make_policy(seed=4)
+    assert train_warmup(resumed, config, state=states[5]) == steps
+    assert torch.equal(weights(policy), weights(resumed))
+
+
+def test_repeated_sequences_say_everything_twice_and_mask_what_can_be_known():
+    ids, masks = repeated_sequences(np.random.default_rng(0), 40, 200, 5, banned=(0, 7))
+    for row, mask in zip(ids, masks, strict=True):
+        assert row[:5].tolist() == row[5:].tolist()
+        assert mask.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1, 1]
+    assert set(np.concatenate(ids).tolist()) == set(range(40)) - {0, 7}
+
+
+def test_the_learning_rate_rises_and_falls_linearly():
+    settings = AdamW(
+        learning_rate=1.0, betas=(0.9, 0.98), weight_decay=0, warmup_steps=4, final_fraction=0.2, total_steps=12, max_grad_norm=1
+    )
+    optimiser = Optimiser(make_policy(), settings)
+    assert [optimiser.learning_rate(step) for step in (0, 1, 3, 4, 8, 12, 99)] == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.6, 0.2, 0.2])
+
+
+def test_a_frozen_policy_cannot_be_trained():
+    policy = make_policy()
+    policy.model.requires_grad_(False)
+    with pytest.raises(ConfigurationError, match="no trainable parameters"):
+        run_sft(SFT, policy=policy)
