@@ -116,7 +116,7 @@ def train_grpo(
             max_grad_norm=config.max_grad_norm,
         ),
     )
-    reference = Policy(copy.deepcopy(policy.model), policy.tokenizer) if config.kl_coef else None
+    reference = copy.deepcopy(policy) if config.kl_coef else None
     first = 0
     if state is not None:
         first = optimiser.load_state_dict(state)

@@ -14,7 +14,7 @@ from searchqa_agents.grpo import GRPOConfig, rollout_metrics, train_grpo
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.optimisation import AdamW, Optimiser
 from searchqa_agents.policy import Policy
-from searchqa_agents.rollout import draw_questions, rollout
+from searchqa_agents.rollout import rollout
 from searchqa_agents.sft import SFTConfig, train_sft
 from searchqa_agents.warmup import WarmupConfig, WarmupError, copying_loss, repeated_sequences, train_warmup
 from searchqa_envs.errors import ConfigurationError
@@ -100,12 +100,9 @@ def test_grpo_raises_the_return():
 
 def test_grpo_metrics_have_their_names_and_begin_on_policy():
     _, metrics, _ = run_grpo(replace(GRPO, steps=1))
-    expected = """
-        charts/backend_errors charts/em charts/entropy charts/episodic_return charts/f1 charts/invalid_turns charts/learning_rate
-        charts/sampled_tokens charts/searches charts/trained_share losses/approx_kl losses/clipfrac losses/grad_norm losses/kl
-        losses/policy_loss time/environment time/model time/rollout time/search time/update
-    """.split()
-    assert sorted(metrics[1]) == expected
+    charts = "backend_errors em entropy episodic_return f1 invalid_turns learning_rate sampled_tokens searches trained_share"
+    parts = {"charts": charts, "losses": "approx_kl clipfrac grad_norm kl policy_loss", "time": "environment model rollout search update"}
+    assert sorted(metrics[1]) == [f"{part}/{name}" for part, names in parts.items() for name in names.split()]
     assert metrics[1]["losses/clipfrac"] == 0
     assert abs(metrics[1]["losses/approx_kl"]) < 1e-6
     assert abs(metrics[1]["losses/policy_loss"]) < 10
