@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -27,6 +27,7 @@ from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverUnavaila
 STATE_VERSION = 1
 Step = tuple[NDArray[np.int32], float, bool, bool, dict[str, Any]]
 _NO_IDS: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,7 +178,7 @@ class Rules:
             raise InvalidSegmentError(f"A segment must be a 1-D sequence of integers; got shape {ids.shape}, dtype {ids.dtype}.")
         if ids.size == 0:
             return np.empty(0, dtype=np.int32)
-        unsigned = ids.view(f"u{ids.itemsize}")  # one look instead of two: a negative id is a huge unsigned one
+        unsigned = ids.view(_UNSIGNED[ids.itemsize])  # one look instead of two: a negative id is a huge unsigned one
         if int(np.maximum.reduce(unsigned)) >= self.tokenizer.vocab_size:
             wrong = ids[unsigned >= self.tokenizer.vocab_size][0]
             raise InvalidSegmentError(f"Token ids must lie in [0, {self.tokenizer.vocab_size}), the tokenizer's vocabulary; got {wrong}.")
@@ -194,11 +195,14 @@ class Rules:
         used = listed.index(eos) + 1 if eos in listed else len(listed)
         pieces = self.tokenizer.pieces(listed[:used])
         raw = b"".join(pieces)
-        ends = [raw.find(closer) for closer in self._closers]
-        ends = [end + len(closer) for end, closer in zip(ends, self._closers, strict=True) if end >= 0]
-        if ends:
+        search_close, answer_close = self._closers
+        end, answer_end = raw.find(search_close), raw.find(answer_close)
+        closer = search_close
+        if end < 0 or 0 <= answer_end < end:
+            end, closer = answer_end, answer_close
+        if end >= 0:
             lengths = list(accumulate(map(len, pieces)))
-            last = bisect_left(lengths, min(ends))  # the token that completes the first closing tag
+            last = bisect_left(lengths, end + len(closer))  # the token that completes the first closing tag
             raw = raw[: lengths[last]]
             used = last + 2 if listed[last + 1 : last + 2] == [eos] else last + 1
         text = raw.decode("utf-8", errors="replace")
@@ -215,7 +219,9 @@ class Rules:
         """Ask the retriever once for all requests, equal ones once. Returns hits or None, the error or None, and seconds."""
         started = time.perf_counter()
         keys = [self.retriever.cache_key(request) for request in requests]
-        unique = dict(zip(reversed(keys), reversed(requests), strict=True))  # the first request of each key
+        unique: dict[Hashable, SearchRequest] = {}
+        for key, request in zip(keys, requests, strict=True):
+            unique.setdefault(key, request)
         try:
             answers = self.retriever.search(list(unique.values()))
         except (RetrieverUnavailable, OSError) as error:
