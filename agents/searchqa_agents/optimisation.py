@@ -35,7 +35,7 @@ class Optimiser:
     def __init__(self, policy: Policy, settings: AdamW) -> None:
         self.policy = policy
         self.settings = settings
-        self.steps = 0
+        self.scale = 1.0
         parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
         if not parameters:
             raise ConfigurationError("The policy has no trainable parameters; unfreeze some before training.")
@@ -43,13 +43,14 @@ class Optimiser:
         self._parameters = parameters
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0: linear from 0 to the peak in ``warmup_steps``, then linear to its ``final_fraction``."""
+        """Learning rate of a step, counted from 0: linear from 0 to the peak in ``warmup_steps``, then linear to its ``final_fraction``; times ``scale``."""
         settings = self.settings
+        peak = settings.learning_rate * self.scale
         if step < settings.warmup_steps:
-            return settings.learning_rate * (step + 1) / settings.warmup_steps
+            return peak * (step + 1) / settings.warmup_steps
         decaying = max(1, settings.total_steps - settings.warmup_steps)
         done = min(1.0, (step - settings.warmup_steps) / decaying)
-        return settings.learning_rate * (1 - done * (1 - settings.final_fraction))
+        return peak * (1 - done * (1 - settings.final_fraction))
 
     def update(self, step: int) -> float:
         """Apply the accumulated gradients at the learning rate of ``step`` and clear them; returns their norm before clipping."""
@@ -64,6 +65,7 @@ class Optimiser:
         """A copy of weights and optimiser. There is no random state: every draw is a function of the seed and the step."""
         return {
             "steps_done": steps_done,
+            "scale": self.scale,
             "model": {name: tensor.detach().clone() for name, tensor in self.policy.model.state_dict().items()},
             "optimiser": _copied(self._adamw.state_dict()),
         }
@@ -72,6 +74,7 @@ class Optimiser:
         """Continue from a state; returns the number of steps done."""
         self.policy.model.load_state_dict(state["model"])
         self._adamw.load_state_dict(_copied(state["optimiser"]))
+        self.scale = float(state["scale"])
         return int(state["steps_done"])
 
 

@@ -1,4 +1,4 @@
-"""Induction warm-up: random token sequences written twice, until the model copies.
+"""Induction warm-up: random tokens written again and again, until the model copies.
 
 A plain transformer does not learn to copy a name from a page to a query in any short time from demonstrations alone. On repeated random
 sequences the attention heads that do it (induction heads, Olsson et al. 2022, arXiv 2209.11895) form suddenly, after many steps in which the
@@ -21,6 +21,7 @@ from searchqa_agents.language_model import IntArray
 from searchqa_agents.losses import next_token_loss
 from searchqa_agents.optimisation import AdamW, OnCheckpoint, OnStep, Optimiser
 from searchqa_agents.policy import Policy
+from searchqa_agents.rollout import episode_seed
 
 logger = logging.getLogger(__name__)
 
@@ -33,24 +34,30 @@ class WarmupError(RuntimeError):
 class WarmupConfig:
     """Settings of :func:`train_warmup`."""
 
-    target_loss: float = 0.05
-    """ends when the loss on fresh sequences falls below this (nats per token of the second copy)"""
+    target_loss: float = 0.15
+    """ends when the loss on fresh sequences falls below this (nats per token that can be known)"""
     max_steps: int = 2000
     """gives up after so many steps"""
     batch_size: int = 64
     """sequences per step"""
-    min_length: int = 8
-    """shortest sequence, before it is repeated"""
-    max_length: int = 24
-    """longest sequence, before it is repeated"""
-    learning_rate: float = 2e-3
-    """learning rate of AdamW, constant after its warm-up"""
+    chunk_length: int = 3
+    """tokens in a chunk"""
+    min_chunks: int = 3
+    """fewest chunks in a sequence, before they are repeated"""
+    max_chunks: int = 6
+    """most chunks in a sequence, before they are repeated"""
+    sequence_length: int = 48
+    """tokens in a sequence; as many copies as fit, but at least one"""
+    learning_rate: float = 3e-3
+    """learning rate of AdamW after its warm-up"""
     beta1: float = 0.9
     """AdamW's decay of the mean gradient"""
     beta2: float = 0.98
     """AdamW's decay of the mean squared gradient"""
     warmup_steps: int = 30
     """steps of linear learning-rate warm-up"""
+    settling_loss: float = 0.5
+    """once below this loss, the learning rate falls to 0.6 of itself at every look, to a tenth at least"""
     max_grad_norm: float = 1.0
     """gradients are scaled down to this norm"""
     check_every: int = 25
@@ -61,23 +68,33 @@ class WarmupConfig:
     """determines the sequences"""
 
 
-def repeated_sequences(
-    rng: np.random.Generator, vocab_size: int, batch_size: int, length: int, banned: tuple[int, ...] = ()
+def repeated_chunks(
+    rng: np.random.Generator, ids: IntArray, batch_size: int, *, num_chunks: int, chunk_length: int, copies: int
 ) -> tuple[list[IntArray], list[NDArray[np.int8]]]:
-    """Random sequences int32[2 * length] that say everything twice, and masks int8[2 * length] of what can be known: the second copy but its first."""
-    ids = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), np.array(banned, dtype=np.int32))
-    once = rng.choice(ids, (batch_size, length))
-    mask = np.zeros(2 * length, dtype=np.int8)
-    mask[length + 1 :] = 1
-    return list(np.concatenate([once, once], axis=1)), [mask] * batch_size
+    """Random chunks of ids, and then ``copies`` times the same chunks, each time in a new order.
+
+    Returns sequences int32[(1 + copies) * num_chunks * chunk_length] and masks int8 of the same length: 1 for what can be known, which is every
+    token of a copied chunk but its first.
+    """
+    chunks = rng.choice(ids, (batch_size, num_chunks, chunk_length))  # [B, K, L]
+    orders = rng.random((batch_size, copies, num_chunks)).argsort(-1)  # [B, copies, K]
+    copied = chunks[np.arange(batch_size)[:, None, None], orders]  # [B, copies, K, L]
+    sequences = np.concatenate([chunks.reshape(batch_size, -1), copied.reshape(batch_size, -1)], axis=1)
+    known = np.arange(chunk_length) > 0
+    mask = np.concatenate([np.zeros(num_chunks * chunk_length), np.tile(known, copies * num_chunks)]).astype(np.int8)
+    return list(sequences), [mask] * batch_size
+
+
+def _ids(policy: Policy) -> IntArray:
+    """Every id but padding."""
+    return np.delete(np.arange(policy.tokenizer.vocab_size, dtype=np.int32), policy.tokenizer.pad_id)
 
 
 @torch.no_grad()
-def copying_loss(policy: Policy, config: WarmupConfig, step: int) -> float:
-    """Loss per token of the second copy, on sequences of middle length that no step trains on."""
-    rng = np.random.default_rng([config.seed, 1, step])
-    length = (config.min_length + config.max_length) // 2
-    ids, masks = repeated_sequences(rng, policy.tokenizer.vocab_size, config.batch_size, length, (policy.tokenizer.pad_id,))
+def copying_loss(policy: Policy, seed: int) -> float:
+    """Nats per token of the second copy of 64 random sequences of 16 tokens, each written twice."""
+    rng = np.random.default_rng(seed)
+    ids, masks = repeated_chunks(rng, _ids(policy), 64, num_chunks=1, chunk_length=16, copies=1)
     return float(-policy.evaluate(ids, masks).logprob.mean())
 
 
@@ -112,18 +129,24 @@ def train_warmup(
     )
     first = optimiser.load_state_dict(state) if state is not None else 0
     fresh_loss = float("inf")
+    known_ids = _ids(policy)
     for step in range(first, config.max_steps):
         started = time.perf_counter()
         rng = np.random.default_rng([config.seed, 0, step])
-        length = int(rng.integers(config.min_length, config.max_length + 1))
-        ids, masks = repeated_sequences(rng, policy.tokenizer.vocab_size, config.batch_size, length, (policy.tokenizer.pad_id,))
+        num_chunks = int(rng.integers(config.min_chunks, config.max_chunks + 1))
+        copies = max(1, config.sequence_length // (num_chunks * config.chunk_length) - 1)
+        ids, masks = repeated_chunks(
+            rng, known_ids, config.batch_size, num_chunks=num_chunks, chunk_length=config.chunk_length, copies=copies
+        )
         logprob = policy.evaluate(ids, masks).logprob
         loss = next_token_loss(logprob, len(logprob))
         torch.autograd.backward(loss)
         done = step + 1
         metrics = {"losses/warmup_loss": loss.item(), "losses/grad_norm": optimiser.update(step)}
         if done % config.check_every == 0 or done == config.max_steps:
-            fresh_loss = metrics["losses/copying_loss"] = copying_loss(policy, config, done)
+            fresh_loss = metrics["losses/copying_loss"] = copying_loss(policy, episode_seed(config.seed, 1, step))
+            if fresh_loss < config.settling_loss:
+                optimiser.scale = max(0.1, 0.6 * optimiser.scale)
         finished = fresh_loss < config.target_loss
         if on_step is not None:
             on_step(done, {**metrics, "time/update": time.perf_counter() - started})

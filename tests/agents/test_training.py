@@ -16,7 +16,7 @@ from searchqa_agents.optimisation import AdamW, Optimiser
 from searchqa_agents.policy import Policy
 from searchqa_agents.rollout import rollout
 from searchqa_agents.sft import SFTConfig, train_sft
-from searchqa_agents.warmup import WarmupConfig, WarmupError, copying_loss, repeated_sequences, train_warmup
+from searchqa_agents.warmup import WarmupConfig, WarmupError, copying_loss, repeated_chunks, train_warmup
 from searchqa_envs.errors import ConfigurationError
 from searchqa_retrievers import RetrieverUnavailable
 
@@ -195,7 +195,7 @@ def test_sft_loss_is_the_mean_over_policy_tokens_and_falls():
     policy = make_policy()
     with torch.no_grad():
         expected = -policy.evaluate([t.token_ids for t in batch], [t.loss_mask for t in batch]).logprob.mean().item()
-    _, metrics, _ = run_sft(replace(SFT, steps=30, learning_rate=3e-3), policy=policy, batches=lambda step: batch)
+    _, metrics, _ = run_sft(replace(SFT, steps=30, learning_rate=1e-2), policy=policy, batches=lambda step: batch)
     assert metrics[1]["losses/sft_loss"] == pytest.approx(expected, rel=1e-5)
     assert metrics[30]["losses/sft_loss"] < 0.5 * expected
     assert metrics[1]["charts/tokens"] == sum(t.loss_mask.sum() for t in batch)
@@ -235,28 +235,32 @@ def test_recorded_demonstrations_go_round_all_before_any_comes_again():
 
 
 def test_a_warm_up_that_does_not_get_there_says_so():
-    with pytest.raises(WarmupError, match=r"After max_steps=3 steps the copying loss is \d.*not below target_loss=0.05"):
+    with pytest.raises(WarmupError, match=r"After max_steps=3 steps the copying loss is \d.*not below target_loss=0.15"):
         train_warmup(make_policy(), WarmupConfig(max_steps=3, batch_size=4))
 
 
 def test_the_warm_up_ends_at_its_target_and_resumes():
     config = WarmupConfig(max_steps=100, check_every=5, batch_size=8, checkpoint_every=5)
     policy, states = make_policy(), {}
-    config.target_loss = copying_loss(policy, config, 0) - 0.3
+    config.target_loss = copying_loss(policy, seed=0) - 0.3
     steps = train_warmup(policy, config, on_checkpoint=lambda step, state: states.update({step: copy.deepcopy(state)}))
     assert 5 < steps < 100
-    assert copying_loss(policy, config, steps) < config.target_loss
+    assert copying_loss(policy, seed=1) < config.target_loss + 0.1
     resumed = make_policy(seed=4)
     assert train_warmup(resumed, config, state=states[5]) == steps
     assert torch.equal(weights(policy), weights(resumed))
 
 
-def test_repeated_sequences_say_everything_twice_and_mask_what_can_be_known():
-    ids, masks = repeated_sequences(np.random.default_rng(0), 40, 200, 5, banned=(0, 7))
+def test_repeated_chunks_come_again_in_other_orders_and_the_mask_is_what_can_be_known():
+    ids, masks = repeated_chunks(np.random.default_rng(0), np.arange(5, 90, dtype=np.int32), 50, num_chunks=4, chunk_length=3, copies=2)
+    orders = set()
     for row, mask in zip(ids, masks, strict=True):
-        assert row[:5].tolist() == row[5:].tolist()
-        assert mask.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1, 1]
-    assert set(np.concatenate(ids).tolist()) == set(range(40)) - {0, 7}
+        first, *copies = row.reshape(3, 4, 3).tolist()
+        assert all(sorted(copy_) == sorted(first) for copy_ in copies)
+        orders.add(tuple(first.index(chunk) for chunk in copies[0]))
+        assert mask.tolist() == [0] * 12 + [0, 1, 1] * 8
+    assert len(orders) > 10
+    assert set(np.concatenate(ids).tolist()) == set(range(5, 90))
 
 
 def test_the_learning_rate_rises_and_falls_linearly():
