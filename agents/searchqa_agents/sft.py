@@ -19,11 +19,11 @@ from searchqa_agents.policy import Policy, length_sorted_batches
 class SFTConfig:
     """Settings of :func:`train_sft`."""
 
-    steps: int = 350
+    steps: int = 250
     """optimiser steps"""
     batch_size: int = 32
     """demonstrations per step"""
-    num_worlds: int | None = 4
+    num_worlds: int | None = 8
     """generated worlds: how many new ones each batch is about; null draws every question from all worlds"""
     learning_rate: float = 2e-3
     """peak learning rate of AdamW"""
@@ -33,9 +33,9 @@ class SFTConfig:
     """AdamW's decay of the mean squared gradient"""
     weight_decay: float = 0.0
     """AdamW's weight decay"""
-    warmup_steps: int = 30
+    warmup_steps: int = 20
     """steps of linear warm-up"""
-    final_fraction: float = 0.1
+    final_fraction: float = 0.05
     """the learning rate falls linearly to this fraction of its peak"""
     max_grad_norm: float = 1.0
     """gradients are scaled down to this norm"""

@@ -24,10 +24,13 @@ BUDGETS = {"max_segment_tokens": 10, "max_turns": 3}
 class TagLover(Policy):
     """Writes many tags, so that there are episodes of several turns, of several lengths, without training."""
 
+    def __init__(self, model, tokenizer):
+        super().__init__(model, tokenizer)
+        self.bonus = torch.zeros(tokenizer.vocab_size)
+        self.bonus[[tokenizer.encode(tag)[0] for tag in ("<search>", "</search>", "<answer>", "</answer>")]] = 4.0
+
     def logits(self, hidden):
-        bonus = torch.zeros(self.tokenizer.vocab_size)
-        bonus[[self.tokenizer.encode(tag)[0] for tag in ("<search>", "</search>", "<answer>", "</answer>")]] = 4.0
-        return super().logits(hidden) + bonus
+        return super().logits(hidden) + self.bonus
 
 
 @pytest.fixture(scope="module")
