@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
-from numpy.typing import NDArray
 
 from searchqa_agents.language_model import LanguageModel
 from searchqa_agents.rollout import rollout
@@ -106,21 +105,17 @@ def _intervals(trajectories: Sequence[Trajectory]) -> dict[str, tuple[float, flo
     for trajectory in trajectories:
         if trajectory.backend_error is None:
             by_question.setdefault(trajectory.question_id, []).append(_measures(trajectory))
-    names = dict.fromkeys(name for rows in by_question.values() for row in rows for name in row)
-    intervals = {}
-    for name in names:
-        kept = [[row[name] for row in rows if name in row] for rows in by_question.values()]
-        sums = np.array([[sum(row), len(row)] for row in kept if row])  # [questions, 2]
-        intervals[name] = _bootstrap(sums)
-    return intervals
-
-
-def _bootstrap(sums: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % percentile interval of a mean; ``sums`` [Q, 2] has each question's sum and number of values."""
+    names = list(dict.fromkeys(name for rows in by_question.values() for row in rows for name in row))
+    # [Q, M]: each question's sum of each measure, and in how many of its episodes it is defined
+    sums = np.array([[sum(row.get(name, 0.0) for row in rows) for name in names] for rows in by_question.values()])
+    counts = np.array([[sum(name in row for row in rows) for name in names] for rows in by_question.values()])
+    if not names:
+        return {}
     rng = np.random.default_rng(0)
-    means = np.empty(RESAMPLES)
+    means = np.empty((RESAMPLES, len(names)))
     for i in range(RESAMPLES):
-        total, count = sums[rng.integers(len(sums), size=len(sums))].sum(axis=0)
-        means[i] = total / count
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+        weights = np.bincount(rng.integers(len(sums), size=len(sums)), minlength=len(sums))  # how often each question is drawn
+        drawn = weights @ counts
+        means[i] = np.divide(weights @ sums, drawn, out=np.full(len(names), np.nan), where=drawn > 0)
+    low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
+    return {name: (float(low[m]), float(high[m])) for m, name in enumerate(names)}

@@ -126,7 +126,7 @@ def train_grpo(
     for step in range(first, config.steps):
         # 1. sample a group of episodes for each question
         started = time.perf_counter()
-        base.set_progress(step, config.steps)
+        base.set_progress(step + 1, config.steps)  # counted from 1, as ZeroSearch's curriculum does
         questions = draw_questions(
             base.source, config.questions_per_step, seed=episode_seed(config.seed, step, 0), num_worlds=config.num_worlds
         )

@@ -115,6 +115,8 @@ class TransformersLM:
         model.train(False)
         self.model = model
         self.tokenizer = tokenizer
+        self._banned = torch.arange(model.config.vocab_size) >= tokenizer.vocab_size
+        self._banned[tokenizer.pad_id] = True
 
     @property
     def device(self) -> torch.device:
@@ -136,10 +138,8 @@ class TransformersLM:
         """float32 logits [..., V] of hidden states [..., D]; ids that must not be sampled have ``BANNED``."""
         output_layer: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         logits: Tensor = output_layer(hidden).float()
-        banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        banned[self.tokenizer.vocab_size :] = True
-        banned[self.tokenizer.pad_id] = True
-        return logits.masked_fill(banned, BANNED)
+        self._banned = self._banned.to(logits.device)
+        return logits.masked_fill(self._banned, BANNED)
 
 
 class TransformersSession:

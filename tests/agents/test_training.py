@@ -96,7 +96,7 @@ def test_two_and_two_steps_of_grpo_are_four_steps_bit_for_bit(changes):
 
 
 def test_grpo_raises_the_return():
-    _, metrics, _ = run_grpo(replace(GRPO, steps=15, questions_per_step=8, group_size=6), venv=make_env(48, reward=some_reward))
+    _, metrics, _ = run_grpo(replace(GRPO, steps=10, questions_per_step=8, group_size=6), venv=make_env(48, reward=some_reward))
     returns = [values["charts/episodic_return"] for values in metrics.values()]
     assert np.mean(returns[-3:]) > np.mean(returns[:3]) + 0.5
 
@@ -121,11 +121,11 @@ def test_size_of_micro_batches_does_not_change_the_gradient():
 
 
 def test_the_kl_term_holds_the_policy_back():
-    settings = replace(GRPO, steps=12, kl_estimator="k3")
+    settings = replace(GRPO, steps=6)
     _, free, _ = run_grpo(replace(settings, kl_coef=1e-12))
     _, held, _ = run_grpo(replace(settings, kl_coef=1.0))
     assert free[1]["losses/kl"] == pytest.approx(0, abs=1e-6)  # the reference is the policy as training begins
-    assert held[12]["losses/kl"] < 0.5 * free[12]["losses/kl"]
+    assert held[6]["losses/kl"] < 0.5 * free[6]["losses/kl"]
 
 
 class Lost:
@@ -155,7 +155,7 @@ def test_grpo_tells_the_schedules_how_far_it_is(monkeypatch):
     venv, told = make_env(), []
     monkeypatch.setattr(venv.unwrapped, "set_progress", lambda step, total: told.append((step, total)))
     run_grpo(replace(GRPO, steps=2), venv=venv)
-    assert told == [(0, 2), (1, 2)]
+    assert told == [(1, 2), (2, 2)]
 
 
 def test_rollout_metrics_leave_out_what_is_not_there():
