@@ -98,7 +98,7 @@ def test_two_and_two_steps_of_grpo_are_four_steps_bit_for_bit(changes):
 def test_grpo_raises_the_return():
     _, metrics, _ = run_grpo(replace(GRPO, steps=10, questions_per_step=8, group_size=6), venv=make_env(48, reward=some_reward))
     returns = [values["charts/episodic_return"] for values in metrics.values()]
-    assert np.mean(returns[-3:]) > np.mean(returns[:3]) + 0.5
+    assert np.mean(returns[-3:]) > np.mean(returns[:3]) + 0.25
 
 
 def test_grpo_metrics_have_their_names_and_begin_on_policy():
