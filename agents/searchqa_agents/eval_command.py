@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from searchqa_agents.hydra_app import run_app, write_config
-from searchqa_agents.settings import AgentSettings, EvalSettings, LMAgentSettings, env_arguments, register
+from searchqa_agents.settings import EvalSettings, LMAgentSettings, env_arguments, register
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,7 +31,7 @@ def run(config: DictConfig, path: Path) -> None:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    settings: EvalSettings = OmegaConf.to_object(config)
+    settings = cast(EvalSettings, OmegaConf.to_object(config))
     console = Console()
     if settings.dry_run:
         console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
@@ -51,6 +51,7 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
 
     import searchqa_envs  # noqa: F401, registers the ids
     from searchqa_agents.evaluate import evaluate
+    from searchqa_agents.loading import agent_tokenizer, build_agent
     from searchqa_agents.progress import progress
     from searchqa_agents.report import write_page
     from searchqa_agents.runs import RunFolder, run_stamp
@@ -119,78 +120,6 @@ def result_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     counts = [str(int(evaluation.groups[group]["questions"])) for group in groups]
     rows.append(["questions", str(int(evaluation.metrics["questions"])), "", *counts])
     return columns, rows
-
-
-def shipped_checkpoint() -> Path:
-    """The fine-tuned checkpoint of the world that comes with the package."""
-    from importlib.resources import files
-
-    from searchqa_envs.errors import ConfigurationError
-
-    path = Path(str(files("searchqa_agents"))) / "checkpoints" / "world-sft"
-    if not path.is_dir():
-        raise ConfigurationError(f"This installation has no shipped checkpoint ({path} is missing); make one with `searchqa sft`.")
-    return path
-
-
-def checkpoint_path(name: str) -> str | Path:
-    """``shipped``, a folder, or a hub name, as what ``Policy.load`` takes. A path that looks like a folder but is none is an error."""
-    from searchqa_envs.errors import ConfigurationError
-
-    if name == "shipped":
-        return shipped_checkpoint()
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ConfigurationError(
-                f"{path} holds no model (config.json is missing). Name a checkpoint, such as runs/<run>/checkpoints/<phase>-<step>."
-            )
-        return path
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ConfigurationError(
-            f"There is no folder {name}. A checkpoint is 'shipped', a folder, or a name on the hub such as owner/model."
-        )
-    return name
-
-
-def agent_tokenizer(agent: AgentSettings) -> str | None:
-    """The tokenizer that a language model was made with, where the configuration names none; None leaves the environment's default."""
-    import json
-
-    if not isinstance(agent, LMAgentSettings):
-        return None
-    path = checkpoint_path(agent.checkpoint)
-    record = Path(path) / "searchqa_tokenizer.json"
-    if record.is_file():
-        name = str(json.loads(record.read_text(encoding="utf-8"))["name"])
-        return next((own for own in ("world", "byte") if name == own or name.startswith(f"{own}-")), name)
-    return str(path)
-
-
-def build_agent(agent: AgentSettings, venv: Any, device: str) -> LanguageModel:
-    """The agent for an environment. Raises ``ConfigurationError`` for a kind that is not known or does not fit the data set."""
-    from searchqa_agents.scripted import SCRIPTS, ScriptedAgent
-    from searchqa_envs.errors import ConfigurationError
-
-    base = venv.unwrapped
-    if isinstance(agent, LMAgentSettings):
-        from searchqa_agents.policy import Policy
-
-        return Policy.load(checkpoint_path(agent.checkpoint), base.tokenizer, device=chosen_device(device))
-    if agent.kind not in SCRIPTS:
-        raise ConfigurationError(f"agent.kind must be one of {[*SCRIPTS, 'lm']}; got {agent.kind!r}.")
-    return ScriptedAgent.for_env(agent.kind, venv)
-
-
-def chosen_device(name: str) -> str:
-    """``auto`` is the first that there is of cuda, mps, cpu."""
-    if name != "auto":
-        return name
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 class Reporting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import sys
@@ -32,11 +33,13 @@ def run_app(config_name: str, task: Callable[[Any, Path], object], line: Sequenc
     line = _with_resume(list(line))
     dry_run = _last_value(line, "dry_run", "false").lower() in ("true", "yes", "on", "1")
     full_error, arguments = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of ending the process
     try:
         with tempfile.TemporaryDirectory() as nowhere:
             if dry_run:  # leaves no folder behind
-                line += [f"hydra.run.dir='{nowhere}'", f"hydra.sweep.dir='{nowhere}'", "hydra.output_subdir=null"]
+                line += [f"hydra.run.dir='{nowhere}'", f"hydra.sweep.dir='{nowhere}'", "hydra.output_subdir=null", "hydra/job_logging=none"]
             sys.argv = [f"searchqa {config_name}", *line]
             job = _Job(task, config_name)
             hydra.main(config_path=CONFIG_PATH, config_name=config_name, version_base="1.3")(job)()
@@ -44,6 +47,11 @@ def run_app(config_name: str, task: Callable[[Any, Path], object], line: Sequenc
         raise failed.error from None
     finally:
         sys.argv = arguments
+        for handler in root.handlers:
+            if handler not in handlers:  # Hydra's, of this run
+                handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
@@ -87,10 +95,10 @@ def set_threads(threads: int | None) -> None:
 
 def write_config(folder: RunFolder, config: DictConfig) -> None:
     """Write ``config.yaml``, resolved. A folder of another environment or seed is refused: its numbers must not be mixed with these."""
-    resolved = OmegaConf.to_container(config, resolve=True)
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
     file = folder.path / "config.yaml"
     if file.exists():
-        before = OmegaConf.to_container(OmegaConf.load(file))
+        before: Any = OmegaConf.to_container(OmegaConf.load(file))
         different = [key for key in ("env", "seed", "agent", "start") if before.get(key) != resolved.get(key)]
         if different:
             raise RunFolderError(
@@ -125,7 +133,7 @@ def explained_override(error: BaseException) -> str | None:
     """What is wrong with a line and the way out, for errors of Hydra and OmegaConf; None for other errors."""
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
-    causes = [error]
+    causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     said = " ".join(str(cause) for cause in causes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from searchqa_agents.cli import UsageError
 
@@ -43,7 +43,7 @@ def make_env(overrides: Sequence[str]) -> Any:
     from omegaconf import OmegaConf
 
     import searchqa_envs  # noqa: F401, registers the ids
-    from searchqa_agents.settings import env_arguments, register
+    from searchqa_agents.settings import EnvSettings, env_arguments, register
     from searchqa_envs.wrappers import TextView
 
     register()
@@ -53,7 +53,7 @@ def make_env(overrides: Sequence[str]) -> Any:
     GlobalHydra.instance().clear()
     with initialize_config_module("searchqa_conf", version_base="1.3"):
         config = compose("play", overrides=list(overrides))
-    settings = OmegaConf.to_object(config.env)
+    settings = cast(EnvSettings, OmegaConf.to_object(config.env))
     return TextView(gym.make(settings.id, **env_arguments(settings)))
 
 
@@ -61,15 +61,15 @@ def play(env: Any, seed: int | None = None, options: dict[str, Any] | None = Non
     """One episode: what a line on standard input means is the segment of a turn. Raises ``EOFError`` at the end of input."""
     base = env.unwrapped
     rules, dialect = base.rules, base.dialect
-    context, info = env.reset(seed=seed, options=options)
+    _, info = env.reset(seed=seed, options=options)
     _say(f"Question ({info['question_id']}): {printable(info['question'])}")
     _say(f"search: ...   answer: ...   or {dialect.search_open}...{dialect.search_close}. {rules.max_turns} turns; Ctrl-D leaves.\n")
-    ended, reward = False, 0.0
+    ended, truncated, reward = False, False, 0.0
     while not ended:
         line = _read(f"turn {info['turn'] + 1} of {rules.max_turns}> ")
         if not line.strip():
             continue
-        context, reward, terminated, truncated, info = env.step(segment_of(line, dialect))
+        _, reward, terminated, truncated, info = env.step(segment_of(line, dialect))
         ended = terminated or truncated
         _show_turn(base.episode_view().turns[-1], info, ended)
     _show_end(info, reward, truncated)

@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREY = "#1f5fbf", "#c8571b", "#6b6f75"
 
@@ -38,6 +39,7 @@ def learning_curve(lines: Lines, measures: Mapping[str, Mapping[str, float]], ti
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e4e4e0", linewidth=0.8)
         axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     file = BytesIO()
     figure.savefig(file, format="png", facecolor="white")
@@ -68,19 +70,19 @@ def _success(axes: Axes, lines: Lines, measures: Mapping[str, Mapping[str, float
     axes.plot(x, em, color=BLUE, linewidth=1.6, label="exact match, training questions")
     if any(abs(a - b) > 1e-9 for a, b in zip(em, reward, strict=True)):
         axes.plot(x, reward, color=GREY, linewidth=1.2, linestyle="--", label="reward, training questions")
-    marked = _marks(axes, measures, "em", max(x), dodge=True)
+    _marks(axes, measures, "em", max(x))
     axes.set_ylim(-0.02, max(1.08, *reward))
-    axes.set_title(f"Exact match{marked}", fontsize=10, loc="left")
+    axes.set_title("Exact match", fontsize=10, loc="left")
     axes.set_xlabel("step of reinforcement learning")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="lower right" if em[-1] > 0.4 else "upper left")
 
 
 def _searches(axes: Axes, lines: Lines, measures: Mapping[str, Mapping[str, float]]) -> None:
     steps = [line for line in lines if "charts/searches" in line]
     x = [line["step"] for line in steps]
     axes.plot(x, [line["charts/searches"] for line in steps], color=BLUE, linewidth=1.6, label="training questions")
-    _marks(axes, measures, "searches", max(x, default=1), dodge=False)
-    axes.set_ylim(bottom=0)
+    _marks(axes, measures, "searches", max(x, default=1))
+    axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) * 1.08)
     axes.set_title("Searches per question", fontsize=10, loc="left")
     axes.set_xlabel("step of reinforcement learning")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -92,8 +94,8 @@ def headline(measures: Mapping[str, Mapping[str, float]]) -> str | None:
     return max(keys, default=None)
 
 
-def _marks(axes: Axes, measures: Mapping[str, Mapping[str, float]], metric: str, last_step: int, *, dodge: bool) -> str:
-    """Before and after, on questions never trained on; returns what the title says of them."""
+def _marks(axes: Axes, measures: Mapping[str, Mapping[str, float]], metric: str, last_step: int) -> None:
+    """Before and after, on questions never trained on."""
     prefix = headline(measures)
     points = [
         (x, measures[when][f"{prefix}/{metric}"], when)
@@ -101,15 +103,18 @@ def _marks(axes: Axes, measures: Mapping[str, Mapping[str, float]], metric: str,
         if f"{prefix}/{metric}" in measures.get(when, {})
     ]
     if not points:
-        return ""
+        return
     hops = f"{prefix.partition('/')[0].removeprefix('hops=')}-hop " if prefix and prefix.startswith("hops=") else ""
-    axes.scatter(
-        [x for x, _, _ in points], [y for _, y, _ in points], color=ORANGE, zorder=3, s=38, label=f"held-out {hops}questions, sampled"
-    )
-    for x, y, when in points:
-        above = not dodge or y < 0.9
+    x, y, _ = zip(*points, strict=True)
+    axes.scatter(x, y, color=ORANGE, zorder=3, s=38, label=f"held-out {hops}questions, sampled")
+    for place, value, when in points:
+        left = place == 0
         axes.annotate(
-            f"{when} {y:.2f}", (x, y), xytext=(4 if x == 0 else -4, 7 if above else -13), textcoords="offset points", color=ORANGE, fontsize=9,
-            ha="left" if x == 0 else "right",
-        )  # fmt: skip
-    return ""
+            f"{when} {value:.2f}",
+            (place, value),
+            xytext=(6 if left else -6, 8 if value < 0.9 or metric != "em" else -14),
+            textcoords="offset points",
+            color=ORANGE,
+            fontsize=9,
+            ha="left" if left else "right",
+        )

@@ -30,7 +30,11 @@ def progress(description: str, total: int | None, console: Console | None = None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(compact=True), TextColumn("{task.fields[note]}"), console=console) as bar:
         task = bar.add_task(description, total=total, note="")
-        yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+        def advance(done: int, note: str) -> None:
+            bar.update(task, completed=done, note=note)
+
+        yield advance
 
 
 @contextmanager
@@ -39,7 +43,7 @@ def _lines(description: str, total: int | None, console: Console) -> Iterator[Ad
     shown = latest = ""
     of = "" if total is None else f"/{total}"
 
-    def advance(done: int, note: str = "") -> None:
+    def advance(done: int, note: str) -> None:
         nonlocal last, shown, latest
         latest = f"{description}: {done}{of}" + (f", {note}" if note else "")
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:

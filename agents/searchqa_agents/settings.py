@@ -46,6 +46,7 @@ class WorldSettings(EnvSettings):
     num_worlds: int | None = None
     hops: Any = None
     style: str | None = None
+    entities: int | None = None
 
 
 @dataclass
@@ -103,14 +104,15 @@ class EvalSettings(RunSettings):
 
 @dataclass
 class ModelSettings:
-    """The shape of the tiny model of the world; see ``make_tiny_model``."""
+    """The tiny model of the world; names and defaults are those of ``make_tiny_model``."""
 
     hidden_size: int = 128
     num_layers: int = 2
     num_heads: int = 4
     feed_forward_size: int = 352
     initializer_range: float = 0.05
-    rope_theta: float = 10_000.0
+    rope_theta: float = 1000.0
+    copying_start: bool = True
 
 
 @dataclass

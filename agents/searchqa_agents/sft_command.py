@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from searchqa_agents.hydra_app import run_app, write_config
 from searchqa_agents.settings import WarmStartSettings, register, register_training
@@ -29,7 +29,7 @@ def run(config: DictConfig, path: Path) -> None:
     from searchqa_agents.runs import RunFolder, run_stamp
     from searchqa_agents.training_run import Training, make_venv
 
-    settings: WarmStartSettings = OmegaConf.to_object(config)
+    settings = cast(WarmStartSettings, OmegaConf.to_object(config))
     console = Console()
     if settings.dry_run:
         console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)

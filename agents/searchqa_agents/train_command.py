@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from searchqa_agents.hydra_app import run_app, write_config
 from searchqa_agents.settings import TrainSettings, register, register_training
@@ -26,7 +26,7 @@ def run(config: DictConfig, path: Path) -> None:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    settings: TrainSettings = OmegaConf.to_object(config)
+    settings = cast(TrainSettings, OmegaConf.to_object(config))
     console = Console()
     if settings.dry_run:
         console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)

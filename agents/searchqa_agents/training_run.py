@@ -14,8 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from searchqa_agents.demonstrations import fresh_demonstrations
 from searchqa_agents.evaluate import evaluate
-from searchqa_agents.eval_command import checkpoint_path, chosen_device
 from searchqa_agents.grpo import GRPOConfig, train_grpo
+from searchqa_agents.loading import checkpoint_path, chosen_device
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.policy import Policy
 from searchqa_agents.progress import progress
@@ -48,7 +48,7 @@ class Training:
     """The phases of one run. Each ``run_*`` method trains ``policy`` in place, skips what the last checkpoint has behind it, and logs."""
 
     def __init__(self, settings: WarmStartSettings, folder: RunFolder, venv: Any) -> None:
-        disable_progress_bar()  # transformers' own, of files that are written in a moment
+        disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, of files that are written in a moment
         checkpoints = list_checkpoints(folder.path)
         self.settings = settings
         self.warmup, self.sft = built(WarmupConfig, settings.warmup), built(SFTConfig, settings.sft)
@@ -68,8 +68,10 @@ class Training:
         start = settings.start if isinstance(settings, TrainSettings) else "nothing"
         if start != "nothing":
             return Policy.load(checkpoint_path(start), tokenizer, device=device)
-        ids: dict[str, int] = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
-        model = make_tiny_model(tokenizer.vocab_size, settings.seed, **ids, **vars(settings.model), device=device)
+        shape: dict[str, Any] = vars(settings.model)
+        model = make_tiny_model(
+            tokenizer.vocab_size, settings.seed, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id, device=device, **shape
+        )
         return Policy(model, tokenizer)
 
     # -- phases --------------------------------------------------------------------------------------------------------------------------
@@ -171,10 +173,11 @@ _TITLES = {"warmup": "induction warm-up", "sft": "fine-tuning on demonstrations"
 def measured(policy: Policy, settings: TrainSettings, title: str, stamp: Mapping[str, Any]) -> tuple[dict[str, float], list[Trajectory]]:
     """Measures by key, and the sampled trajectories that are worth keeping."""
     evaluation = settings.evaluation
-    train = make_venv(settings.env, settings.num_envs, split=evaluation.split)
-    groups: list[Any] = train.unwrapped.source.stamp().get("hops") or [None]
+    held_out = make_venv(settings.env, settings.num_envs, split=evaluation.split)
+    groups: list[Any] = sorted(held_out.unwrapped.source.stamp().get("hops") or [], reverse=True) or [None]
+    held_out.close()
     plan: list[tuple[Any, str, float]] = [(hops, mode, t) for hops in groups for mode, t in (("sampled", 1.0), ("greedy", 0.0))]
-    plan.append((groups[-1], "off", 1.0))
+    plan.append((groups[0], "off", 1.0))
     measures: dict[str, float] = {}
     kept: list[Trajectory] = []
     with progress(title, len(plan)) as advance:
@@ -192,7 +195,6 @@ def measured(policy: Policy, settings: TrainSettings, title: str, stamp: Mapping
             if mode == "sampled":
                 kept += found.trajectories[: evaluation.save // len(groups)]
             advance(done + 1, f"{prefix} em {found.metrics.get('em', 0.0):.3f}")
-    train.close()
     return measures, kept
 
 

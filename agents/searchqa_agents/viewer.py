@@ -10,6 +10,7 @@ import base64
 import codecs
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -52,14 +53,24 @@ def build_page(
         "items": [{**item, "place": place} for place, item in enumerate(items)],
     }
     template = files("searchqa_agents").joinpath("viewer.html").read_text(encoding="utf-8")
-    before, after = template.replace("__TITLE__", html.escape(title), 1).split("__DATA__")
-    return before + embedded_json(data) + after
+    head, rest = template.split("__TITLE__")
+    middle, end = rest.split("__DATA__")
+    return head + html.escape(title) + middle + embedded_json(data) + end
 
 
 def embedded_json(value: Any) -> str:
     """JSON in ASCII without ``<``, ``>`` or ``&``, so that no text in it can end the element it stands in."""
-    text = json.dumps(value, separators=(",", ":"), default=str)
+    text = json.dumps(_finite(value), separators=(",", ":"), default=str, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(value: Any) -> Any:
+    """With None for numbers that JSON cannot say."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def item_of(trajectory: Trajectory, tokenizer: Tokenizer | None, set_name: str) -> dict[str, Any]:
