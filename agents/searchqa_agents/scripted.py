@@ -76,7 +76,8 @@ def oracle(lazy: float = 0.0) -> Script:
         for link, following in zip(chain, [*chain[1:], None], strict=True):
             yield notes + task.search(link["query"])
             read = [link, *([link["also"]] if "also" in link else [])]
-            notes = task.think("".join(f" {fact['relation']} {fact['object']} ." for fact in read))
+            # "Rava 's country Tuzo ." repeats the question's own words: which relation to read can be copied, and is learned in far fewer steps
+            notes = task.think("".join(f" {link['query']} 's {fact['relation']} {fact['object']} ." for fact in read))
             if following is not None and task.rng.random() < lazy:
                 yield notes + task.answer(_guess(task, link["object"]))
         yield notes + task.answer(task.question.golden_answers[0])
@@ -92,7 +93,7 @@ SCRIPTS: dict[str, Script] = {
     "direct": direct(),
     "search_once": search_once,
     "oracle": oracle(),
-    "lazy_oracle": oracle(lazy=0.7),
+    "lazy_oracle": oracle(lazy=0.6),
 }
 
 

@@ -45,8 +45,8 @@ def test_demonstrations_read_like_this():
     [trajectory] = rollout(venv, ScriptedAgent.for_env("oracle", venv), [question.id])
     assert [turn.segment for turn in trajectory.turns] == [
         f"<search>{a['query']}</search>",
-        f"<think> {a['relation']} {a['object']} .</think><search>{b['query']}</search>",
-        f"<think> {b['relation']} {b['object']} .</think><answer>{question.golden_answers[0]}</answer>",
+        f"<think> {a['query']} 's {a['relation']} {a['object']} .</think><search>{b['query']}</search>",
+        f"<think> {b['query']} 's {b['relation']} {b['object']} .</think><answer>{question.golden_answers[0]}</answer>",
     ]
     assert trajectory.logprobs is None
     assert not trajectory.retokenized
