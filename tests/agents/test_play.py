@@ -7,6 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
 from searchqa_agents.play import printable, segment_of
 from searchqa_envs.dialects import get_dialect
 

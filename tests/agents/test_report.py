@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from searchqa_agents.cli import main
 from searchqa_agents.plots import headline, learning_curve
 from searchqa_agents.report import Run, combined, mean_and_interval

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
+
 from searchqa_agents.cli import main
 from searchqa_agents.runs import RunFolder, RunFolderError, git_commit, list_checkpoints, read_metrics, run_stamp
 

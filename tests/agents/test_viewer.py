@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from searchqa_agents.trajectory import Trajectory, TurnSpan
 from searchqa_agents.viewer import build_page, embedded_json, item_of, outcome
 from searchqa_envs.tokenizers import build_tokenizer
