@@ -59,7 +59,7 @@ class GRPOConfig:
     """AdamW's weight decay"""
     warmup_steps: int = 0
     """steps of linear learning-rate warm-up"""
-    final_fraction: float = 1.0
+    final_fraction: float = 0.1
     """the learning rate changes linearly to this fraction of its peak"""
     max_grad_norm: float = 1.0
     """gradients are scaled down to this norm"""

@@ -111,8 +111,7 @@ class ModelSettings:
     num_heads: int = 4
     feed_forward_size: int = 352
     initializer_range: float = 0.05
-    rope_theta: float = 1000.0
-    copying_start: bool = True
+    rope_theta: float = 10_000.0
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from searchqa_agents.demonstrations import fresh_demonstrations
+from searchqa_agents.demonstrations import Batches, fresh_demonstrations
 from searchqa_agents.evaluate import evaluate
 from searchqa_agents.grpo import GRPOConfig, train_grpo
 from searchqa_agents.loading import checkpoint_path, chosen_device
@@ -58,9 +58,23 @@ class Training:
         self.last: Checkpoint | None = checkpoints[-1] if checkpoints else None
         if self.last is not None:
             logger.warning("Going on from %s.", self.last.path)
+        self._check()
         folder.rewind(self.last)
         self.policy = self._first_policy()
         self.saved: Path | None = self.last.path if self.last is not None else None
+
+    def _check(self) -> None:
+        """Find before the first step what would fail after minutes: no held-out split, no demonstrations for this data set."""
+        if isinstance(self.settings, TrainSettings):
+            make_venv(self.settings.env, 1, split=self.settings.evaluation.split).close()
+            if self.settings.start != "nothing":
+                return
+        self._demonstrations()(0)
+
+    def _demonstrations(self) -> Batches:
+        return fresh_demonstrations(
+            self.venv, self.settings.demonstrations, batch_size=self.sft.batch_size, seed=self.sft.seed, num_worlds=self.sft.num_worlds
+        )
 
     def _first_policy(self) -> Policy:
         settings, tokenizer = self.settings, self.venv.unwrapped.tokenizer
@@ -80,8 +94,9 @@ class Training:
         """Induction warm-up."""
         config = self.warmup
         with self._phase("warmup", config.max_steps, "losses/warmup_loss") as (state, on_step, on_checkpoint):
-            copied = [line["losses/copying_loss"] for line in self.folder.metrics() if "losses/copying_loss" in line]
-            if state is not None and copied and copied[-1] < config.target_loss:
+            looks = [line for line in self.folder.metrics() if "losses/shuffled_loss" in line]
+            copied = looks and max(looks[-1]["losses/copying_loss"], looks[-1]["losses/shuffled_loss"]) < config.target_loss
+            if state is not None and copied:
                 self.policy.model.load_state_dict(state["model"])  # it was finished; only its end was not noted
             elif not self._behind("warmup"):
                 train_warmup(self.policy, config, on_step=on_step, on_checkpoint=on_checkpoint, state=state)
@@ -91,10 +106,7 @@ class Training:
         config = self.sft
         with self._phase("sft", config.steps, "losses/sft_loss") as (state, on_step, on_checkpoint):
             if not self._behind("sft"):
-                batches = fresh_demonstrations(
-                    self.venv, self.settings.demonstrations, batch_size=config.batch_size, seed=config.seed, num_worlds=config.num_worlds
-                )
-                train_sft(self.policy, batches, config, on_step=on_step, on_checkpoint=on_checkpoint, state=state)
+                train_sft(self.policy, self._demonstrations(), config, on_step=on_step, on_checkpoint=on_checkpoint, state=state)
 
     def run_grpo(self, settings: TrainSettings, stamp: Mapping[str, Any]) -> None:
         """GRPO."""
