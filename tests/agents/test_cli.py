@@ -91,6 +91,8 @@ def test_a_wrong_line_is_explained_with_exit_code_2(
         (["report", "nowhere"], "not the folder of a run"),
         (["play", "--question-id", "nobody"], "nobody"),
         (["train", "recipe=smoke", "algo.kl_estimator=k7"], "k7"),
+        (["train", "recipe=smoke", "evaluation.split=spring"], "spring"),
+        (["train", "recipe=smoke", "demonstrations=search_twice"], "search_twice"),
     ],
 )
 def test_a_run_that_cannot_be_says_why_with_exit_code_1(
