@@ -35,7 +35,6 @@ class Optimiser:
     def __init__(self, policy: Policy, settings: AdamW) -> None:
         self.policy = policy
         self.settings = settings
-        self.scale = 1.0
         parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
         if not parameters:
             raise ConfigurationError("The policy has no trainable parameters; unfreeze some before training.")
@@ -43,9 +42,9 @@ class Optimiser:
         self._parameters = parameters
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0: linear from 0 to the peak in ``warmup_steps``, then linear to its ``final_fraction``; times ``scale``."""
+        """Learning rate of a step, counted from 0: linear from 0 to the peak in ``warmup_steps``, then linear to its ``final_fraction``."""
         settings = self.settings
-        peak = settings.learning_rate * self.scale
+        peak = settings.learning_rate
         if step < settings.warmup_steps:
             return peak * (step + 1) / settings.warmup_steps
         decaying = max(1, settings.total_steps - settings.warmup_steps)
@@ -65,7 +64,6 @@ class Optimiser:
         """A copy of weights and optimiser. There is no random state: every draw is a function of the seed and the step."""
         return {
             "steps_done": steps_done,
-            "scale": self.scale,
             "model": {name: tensor.detach().clone() for name, tensor in self.policy.model.state_dict().items()},
             "optimiser": _copied(self._adamw.state_dict()),
         }
@@ -74,7 +72,6 @@ class Optimiser:
         """Continue from a state; returns the number of steps done."""
         self.policy.model.load_state_dict(state["model"])
         self._adamw.load_state_dict(_copied(state["optimiser"]))
-        self.scale = float(state["scale"])
         return int(state["steps_done"])
 
 

@@ -27,7 +27,7 @@ class TagLover(Policy):
     def __init__(self, model, tokenizer):
         super().__init__(model, tokenizer)
         self.bonus = torch.zeros(tokenizer.vocab_size)
-        self.bonus[[tokenizer.encode(tag)[0] for tag in ("<search>", "</search>", "<answer>", "</answer>")]] = 4.0
+        self.bonus[[tokenizer.encode(tag)[0] for tag in ("<search>", "</search>", "<answer>", "</answer>")]] = 5.0
 
     def logits(self, hidden):
         return super().logits(hidden) + self.bonus
@@ -44,7 +44,7 @@ def policy() -> Policy:
         eos_id=tokenizer.eos_id,
         hidden_size=32,
         feed_forward_size=48,
-        initializer_range=0.2,
+        initializer_range=0.1,
     )
     return TagLover(model, tokenizer)
 
