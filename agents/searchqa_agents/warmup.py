@@ -48,7 +48,9 @@ class WarmupConfig:
     max_length: int = 24
     """longest sequence, before it is written again"""
     shuffle_below: float = 0.5
-    """shuffled chunks join in when the loss on fresh sequences written twice falls below this"""
+    """shuffled chunks join in when the loss on fresh sequences written twice falls below this ..."""
+    settling: float = 0.5
+    """... and the learning rate falls to this fraction of itself"""
     chunk_length: int = 3
     """tokens in a chunk"""
     min_chunks: int = 3
@@ -97,13 +99,20 @@ def _ids(policy: Policy) -> IntArray:
     return np.delete(np.arange(policy.tokenizer.vocab_size, dtype=np.int32), policy.tokenizer.pad_id)
 
 
+def _copies(config: WarmupConfig, num_chunks: int) -> int:
+    """How often so many chunks are repeated."""
+    return max(1, config.chunked_length // (num_chunks * config.chunk_length) - 1)
+
+
 @torch.no_grad()
 def copying_losses(policy: Policy, config: WarmupConfig, seed: int) -> tuple[float, float]:
-    """Nats per token that can be known, on 64 fresh sequences of each kind: 16 tokens written twice, and 8 chunks repeated in another order."""
+    """Nats per token that can be known, on 64 fresh sequences of each kind and middle length: written twice, and shuffled chunks."""
     rng = np.random.default_rng(seed)
+    num_chunks = (config.min_chunks + config.max_chunks) // 2
+    kinds = ((1, (config.min_length + config.max_length) // 2, 1), (num_chunks, config.chunk_length, _copies(config, num_chunks)))
     losses = []
-    for num_chunks, chunk_length in ((1, 16), (8, config.chunk_length)):
-        ids, masks = repeated_chunks(rng, _ids(policy), 64, num_chunks=num_chunks, chunk_length=chunk_length, copies=1)
+    for num_chunks, chunk_length, copies in kinds:
+        ids, masks = repeated_chunks(rng, _ids(policy), 64, num_chunks=num_chunks, chunk_length=chunk_length, copies=copies)
         losses.append(float(-policy.evaluate(ids, masks).logprob.mean()))
     return losses[0], losses[1]
 
@@ -148,7 +157,7 @@ def train_warmup(
         rng = np.random.default_rng([config.seed, 0, step])
         if copies_already and step % 2:
             num_chunks, chunk_length = int(rng.integers(config.min_chunks, config.max_chunks + 1)), config.chunk_length
-            copies = max(1, config.chunked_length // (num_chunks * chunk_length) - 1)
+            copies = _copies(config, num_chunks)
         else:
             num_chunks, chunk_length, copies = 1, int(rng.integers(config.min_length, config.max_length + 1)), 1
         ids, masks = repeated_chunks(rng, known_ids, config.batch_size, num_chunks=num_chunks, chunk_length=chunk_length, copies=copies)
@@ -160,7 +169,8 @@ def train_warmup(
         if done % config.check_every == 0 or done == config.max_steps:
             twice, shuffled = copying_losses(policy, config, episode_seed(config.seed, 1, step))
             metrics |= {"losses/copying_loss": twice, "losses/shuffled_loss": shuffled}
-            copies_already = copies_already or twice < config.shuffle_below
+            if not copies_already and twice < config.shuffle_below:
+                copies_already, optimiser.scale = True, config.settling
         finished = max(twice, shuffled) < config.target_loss
         if on_step is not None:
             on_step(done, {**metrics, "time/update": time.perf_counter() - started})
