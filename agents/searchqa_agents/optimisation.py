@@ -44,12 +44,11 @@ class Optimiser:
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0: linear from 0 to the peak in ``warmup_steps``, then linear to its ``final_fraction``."""
         settings = self.settings
-        peak = settings.learning_rate
         if step < settings.warmup_steps:
-            return peak * (step + 1) / settings.warmup_steps
+            return settings.learning_rate * (step + 1) / settings.warmup_steps
         decaying = max(1, settings.total_steps - settings.warmup_steps)
         done = min(1.0, (step - settings.warmup_steps) / decaying)
-        return peak * (1 - done * (1 - settings.final_fraction))
+        return settings.learning_rate * (1 - done * (1 - settings.final_fraction))
 
     def update(self, step: int) -> float:
         """Apply the accumulated gradients at the learning rate of ``step`` and clear them; returns their norm before clipping."""

@@ -27,7 +27,7 @@ class TagLover(Policy):
     def __init__(self, model, tokenizer):
         super().__init__(model, tokenizer)
         self.bonus = torch.zeros(tokenizer.vocab_size)
-        self.bonus[[tokenizer.encode(tag)[0] for tag in ("<search>", "</search>", "<answer>", "</answer>")]] = 5.0
+        self.bonus[[tokenizer.encode(tag)[0] for tag in ("<search>", "</search>", "<answer>", "</answer>")]] = 6.0
 
     def logits(self, hidden):
         return super().logits(hidden) + self.bonus
@@ -59,11 +59,11 @@ def close(a, b):
 
 
 def test_trajectories_are_the_same_for_any_number_of_environments_and_by_plain_step(policy):
-    questions = draw_questions(make(1).unwrapped.source, 5, seed=3, num_worlds=2)
-    reference = rollout(make(10), policy, questions, group_size=2, seed=4)
-    assert len(reference) == 10
+    questions = draw_questions(make(1).unwrapped.source, 15, seed=3, num_worlds=2)
+    reference = rollout(make(30), policy, questions, group_size=2, seed=4)
+    assert len(reference) == 30
     assert len({len(t.turns) for t in reference}) > 1  # some end earlier than others
-    for venv in (make(3), VectorWrapper(make(4))):  # a wrapper hides step_at: plain reset and step
+    for venv in (make(4), VectorWrapper(make(7))):  # a wrapper hides step_at: plain reset and step
         for a, b in zip(rollout(venv, policy, questions, group_size=2, seed=4), reference, strict=True):
             assert close(a, b)
 
