@@ -48,9 +48,7 @@ class WarmupConfig:
     max_length: int = 24
     """longest sequence, before it is written again"""
     shuffle_below: float = 0.5
-    """shuffled chunks join in when the loss on fresh sequences written twice falls below this ..."""
-    settling: float = 0.5
-    """... and the learning rate falls to this fraction of itself"""
+    """shuffled chunks join in when the loss on fresh sequences written twice falls below this"""
     chunk_length: int = 3
     """tokens in a chunk"""
     min_chunks: int = 3
@@ -169,8 +167,7 @@ def train_warmup(
         if done % config.check_every == 0 or done == config.max_steps:
             twice, shuffled = copying_losses(policy, config, episode_seed(config.seed, 1, step))
             metrics |= {"losses/copying_loss": twice, "losses/shuffled_loss": shuffled}
-            if not copies_already and twice < config.shuffle_below:
-                copies_already, optimiser.scale = True, config.settling
+            copies_already = copies_already or twice < config.shuffle_below
         finished = max(twice, shuffled) < config.target_loss
         if on_step is not None:
             on_step(done, {**metrics, "time/update": time.perf_counter() - started})
