@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -26,8 +26,7 @@ from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverUnavaila
 
 STATE_VERSION = 1
 Step = tuple[NDArray[np.int32], float, bool, bool, dict[str, Any]]
-_NO_IDS: NDArray[np.int32] = np.empty(0, dtype=np.int32)
-_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
+_FEW = 100  # up to so many ids Python looks at a list sooner than NumPy at an array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,11 +177,11 @@ class Rules:
             raise InvalidSegmentError(f"A segment must be a 1-D sequence of integers; got shape {ids.shape}, dtype {ids.dtype}.")
         if ids.size == 0:
             return np.empty(0, dtype=np.int32)
-        unsigned = ids.view(_UNSIGNED[ids.itemsize])  # one look instead of two: a negative id is a huge unsigned one
-        if int(np.maximum.reduce(unsigned)) >= self.tokenizer.vocab_size:
-            wrong = ids[unsigned >= self.tokenizer.vocab_size][0]
+        lowest, highest = (ids.min(), ids.max()) if ids.size > _FEW else (min(listed := ids.tolist()), max(listed))
+        if lowest < 0 or highest >= self.tokenizer.vocab_size:
+            wrong = lowest if lowest < 0 else highest
             raise InvalidSegmentError(f"Token ids must lie in [0, {self.tokenizer.vocab_size}), the tokenizer's vocabulary; got {wrong}.")
-        return ids[: self.max_segment_tokens].astype(np.int32)
+        return ids[: self.max_segment_tokens].astype(np.int32, copy=False)
 
     def read_segment(self, ids: NDArray[np.int32]) -> tuple[int, str, Action]:
         """How many ids count, their text, and the action they mean.
@@ -200,7 +199,9 @@ class Rules:
         closer = search_close
         if end < 0 or 0 <= answer_end < end:
             end, closer = answer_end, answer_close
-        if end >= 0:
+        if 0 <= end == len(raw) - len(closer) and pieces[-1]:
+            pass  # the policy stopped at the token that completes the tag
+        elif end >= 0:
             lengths = list(accumulate(map(len, pieces)))
             last = bisect_left(lengths, end + len(closer))  # the token that completes the first closing tag
             raw = raw[: lengths[last]]
@@ -218,19 +219,21 @@ class Rules:
     def search(self, requests: Sequence[SearchRequest]) -> tuple[list[list[Hit]] | None, str | None, float]:
         """Ask the retriever once for all requests, equal ones once. Returns hits or None, the error or None, and seconds."""
         started = time.perf_counter()
-        keys = [self.retriever.cache_key(request) for request in requests]
-        unique: dict[Hashable, SearchRequest] = {}
-        for key, request in zip(keys, requests, strict=True):
-            unique.setdefault(key, request)
+        asked, keys = list(requests), []
+        if len(requests) > 1:
+            keys = [self.retriever.cache_key(request) for request in requests]
+            asked = list(dict(zip(reversed(keys), reversed(requests), strict=True)).values())  # the first request of each key
         try:
-            answers = self.retriever.search(list(unique.values()))
+            answers = self.retriever.search(asked)
         except (RetrieverUnavailable, OSError) as error:
             return None, f"{type(error).__name__}: {error}", time.perf_counter() - started
-        if len(answers) != len(unique):
+        if len(answers) != len(asked):
             raise ConfigurationError(
-                f"{self.retriever!r} answered {len(answers)} of {len(unique)} requests; search must return one list per request."
+                f"{self.retriever!r} answered {len(answers)} of {len(asked)} requests; search must return one list per request."
             )
-        by_key = dict(zip(unique, answers, strict=True))
+        if not keys:
+            return answers, None, time.perf_counter() - started
+        by_key = dict(zip(dict.fromkeys(reversed(keys)), answers, strict=True))
         return [by_key[key] for key in keys], None, time.perf_counter() - started
 
 
@@ -346,7 +349,7 @@ class Episode:
         self._append(segment, 1)
         passages = tuple(hit.passage for hit in hits) if hits is not None else ()
         turn_number = len(self.turns) + 1
-        observation, ids = "", _NO_IDS
+        observation, ids = "", np.empty(0, dtype=np.int32)
         if backend_error is not None:
             self.backend_error, self.truncated = backend_error, True
         elif action.kind == "answer":
@@ -363,7 +366,7 @@ class Episode:
                 observation, ids = reply
                 self._append(ids, 0)
         self.turns.append(Turn(text, action, hits is not None, passages, observation))
-        record = TurnRecord(ids.copy(), len(segment), self.loss_mask, passages, seconds)
+        record = TurnRecord(ids, len(segment), self.loss_mask, passages, seconds)
         info: dict[str, Any] = {
             "question_id": self.question.id,
             "question": self.question.question,

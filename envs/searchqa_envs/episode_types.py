@@ -18,8 +18,7 @@ class Action(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """One segment and the environment's reply.
 
     ``segment`` is the policy's text up to and with its closing tag; ``observation`` is the environment's text (empty at the end of an

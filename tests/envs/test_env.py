@@ -242,7 +242,7 @@ def test_the_context_budget_always_leaves_room_for_a_whole_segment(small_data: P
     done = False
     while not done:
         assert len(observation) + 100 <= 600
-        observation, reward, terminated, truncated, info = env.step(env.tokenizer.encode("<search> q </search>"))
+        observation, _, terminated, truncated, info = env.step(env.tokenizer.encode("<search> q </search>"))
         done = terminated or truncated
     assert (terminated, truncated) == (False, True)
     assert info["turn"] < 50
