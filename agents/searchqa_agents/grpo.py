@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 class GRPOConfig:
     """Settings of :func:`train_grpo`."""
 
-    steps: int = 20
+    steps: int = 30
     """rollouts, each followed by its updates"""
     questions_per_step: int = 16
     """questions in a rollout"""

@@ -50,10 +50,10 @@ class Optimiser:
         done = min(1.0, (step - settings.warmup_steps) / decaying)
         return settings.learning_rate * (1 - done * (1 - settings.final_fraction))
 
-    def update(self, step: int) -> float:
-        """Apply the accumulated gradients at the learning rate of ``step`` and clear them; returns their norm before clipping."""
+    def update(self, step: int, scale: float = 1.0) -> float:
+        """Apply the accumulated gradients at ``scale`` times the learning rate of ``step`` and clear them; returns their norm before clipping."""
         for group in self._adamw.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = self.learning_rate(step) * scale
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)

@@ -93,7 +93,7 @@ SCRIPTS: dict[str, Script] = {
     "direct": direct(),
     "search_once": search_once,
     "oracle": oracle(),
-    "lazy_oracle": oracle(lazy=0.7),
+    "lazy_oracle": oracle(lazy=0.6),
 }
 
 

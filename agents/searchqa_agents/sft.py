@@ -19,7 +19,7 @@ from searchqa_agents.policy import Policy, length_sorted_batches
 class SFTConfig:
     """Settings of :func:`train_sft`."""
 
-    steps: int = 150
+    steps: int = 200
     """optimiser steps"""
     batch_size: int = 32
     """demonstrations per step"""

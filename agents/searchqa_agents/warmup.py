@@ -48,7 +48,9 @@ class WarmupConfig:
     max_length: int = 24
     """longest sequence, before it is written again"""
     shuffle_below: float = 0.5
-    """shuffled chunks join in when the loss on fresh sequences written twice falls below this"""
+    """shuffled chunks join in when the loss on fresh sequences written twice falls below this ..."""
+    settling_steps: int = 200
+    """... and from then on the learning rate falls linearly, to a tenth after so many steps"""
     chunk_length: int = 3
     """tokens in a chunk"""
     min_chunks: int = 3
@@ -145,15 +147,16 @@ def train_warmup(
             max_grad_norm=config.max_grad_norm,
         ),
     )
-    first, copies_already = 0, False
+    first, copying_since = 0, None
     if state is not None:
-        first, copies_already = optimiser.load_state_dict(state), bool(state["copies_already"])
+        first, copying_since = optimiser.load_state_dict(state), state["copying_since"]
     twice = shuffled = float("inf")
     known_ids = _ids(policy)
     for step in range(first, config.max_steps):
         started = time.perf_counter()
         rng = np.random.default_rng([config.seed, 0, step])
-        if copies_already and step % 2:
+        scale = 1.0 if copying_since is None else max(0.1, 1 - 0.9 * (step - copying_since) / config.settling_steps)
+        if copying_since is not None and step % 2:
             num_chunks, chunk_length = int(rng.integers(config.min_chunks, config.max_chunks + 1)), config.chunk_length
             copies = _copies(config, num_chunks)
         else:
@@ -163,16 +166,17 @@ def train_warmup(
         loss = next_token_loss(logprob, len(logprob))
         torch.autograd.backward(loss)
         done = step + 1
-        metrics = {"losses/warmup_loss": loss.item(), "losses/grad_norm": optimiser.update(step)}
+        metrics = {"losses/warmup_loss": loss.item(), "losses/grad_norm": optimiser.update(step, scale)}
         if done % config.check_every == 0 or done == config.max_steps:
             twice, shuffled = copying_losses(policy, config, episode_seed(config.seed, 1, step))
             metrics |= {"losses/copying_loss": twice, "losses/shuffled_loss": shuffled}
-            copies_already = copies_already or twice < config.shuffle_below
+            if copying_since is None and twice < config.shuffle_below:
+                copying_since = done
         finished = max(twice, shuffled) < config.target_loss
         if on_step is not None:
             on_step(done, {**metrics, "time/update": time.perf_counter() - started})
         if on_checkpoint is not None and (finished or (config.checkpoint_every and done % config.checkpoint_every == 0)):
-            on_checkpoint(done, {**optimiser.state_dict(done), "copies_already": copies_already})
+            on_checkpoint(done, {**optimiser.state_dict(done), "copying_since": copying_since})
         if finished:
             logger.info("Warm-up: copying losses %.3f and %.3f after %d steps.", twice, shuffled, done)
             return done

@@ -147,7 +147,9 @@ def test_a_search_in_the_last_turn_is_recorded_and_not_executed(small_data: Path
 def test_forced_answer_announces_the_last_turn(small_data: Path) -> None:
     env = make(small_data, max_turns=2, forced_answer=True, retriever=Fixed(("A", "a")))
     ((observation, *_),) = play(env, "<search> one </search>")
-    assert text(env, observation).endswith("</information>\n\n\nThis is my last turn. I should put the final answer between <answer> and </answer> now.\n")
+    assert text(env, observation).endswith(
+        "</information>\n\n\nThis is my last turn. I should put the final answer between <answer> and </answer> now.\n"
+    )
     alone = make(small_data, max_turns=1, forced_answer=True)
     assert "This is my last turn" in text(alone, alone.reset()[0])
 
@@ -237,7 +239,9 @@ def test_passages_are_cut_to_the_observation_budget_and_tags_never(small_data: P
 
 
 def test_the_context_budget_always_leaves_room_for_a_whole_segment(small_data: Path) -> None:
-    env = make(small_data, prompt="bare", retriever=Fixed(("T", "word " * 200)), max_context_tokens=600, max_segment_tokens=100, max_turns=50)
+    env = make(
+        small_data, prompt="bare", retriever=Fixed(("T", "word " * 200)), max_context_tokens=600, max_segment_tokens=100, max_turns=50
+    )
     observation, _ = env.reset(seed=1)
     done = False
     while not done:
@@ -257,7 +261,9 @@ def test_a_prompt_that_does_not_fit_says_what_to_raise(small_data: Path) -> None
         env.reset()
 
 
-@pytest.mark.parametrize("failure", [RetrieverUnavailable("the engine is down"), ConnectionResetError("reset by peer"), TimeoutError("late")])
+@pytest.mark.parametrize(
+    "failure", [RetrieverUnavailable("the engine is down"), ConnectionResetError("reset by peer"), TimeoutError("late")]
+)
 def test_a_lost_back_end_truncates_without_reward_and_is_never_shown(small_data: Path, failure: Exception) -> None:
     class Lost(Fixed):
         def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:

@@ -302,10 +302,10 @@ def test_worlds_depend_on_nothing_but_their_arguments():
 
 def test_no_global_random_state_is_touched():
     random.seed(1)
-    np.random.seed(1)  # noqa: NPY002  it is the global state that is looked at
-    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    np.random.seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist()
     WorldSource(preset="hard")[5]
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 def test_the_raw_numbers_are_those_of_pcg64():
