@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from searchqa_agents.language_model import IntArray, TransformersLM
+from searchqa_agents.language_model import IntArray
 from searchqa_agents.models import load_model
+from searchqa_agents.transformers_lm import TransformersLM
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.base import Tokenizer
 

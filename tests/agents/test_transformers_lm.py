@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from searchqa_agents.language_model import Sampling, Segment, TransformersLM, exponential_noise, sample
+from searchqa_agents.language_model import Sampling, Segment
 from searchqa_agents.models import make_tiny_model
+from searchqa_agents.transformers_lm import TransformersLM, exponential_noise, sample
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.byte import ByteTokenizer
 
