@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,10 +13,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from searchqa_agents.evaluate import Evaluation
-    from searchqa_agents.language_model import LanguageModel, Sampling, Session
-    from searchqa_agents.progress import Advance
-
-logger = logging.getLogger(__name__)
 
 
 def main(line: Sequence[str]) -> int:
@@ -70,15 +65,16 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
         folder.write_json("stamp.json", stamp)
         agent = build_agent(settings.agent, venv, settings.device)
         temperature = settings.agent.temperature if isinstance(settings.agent, LMAgentSettings) else 0.0
-        with progress(f"{settings.name}", total * settings.samples) as advance:
+        with progress(settings.name, total * settings.samples) as advance:
             evaluation = evaluate(
                 venv,
-                Reporting(agent, advance),
+                agent,
                 range(total),
                 temperature=temperature,
                 samples=settings.samples,
                 seed=settings.seed,
                 stamp=stamp,
+                on_done=lambda done: advance(done, ""),
             )
             advance(total * settings.samples, f"em {evaluation.metrics.get('em', 0.0):.3f}")
         venv.close()
@@ -120,19 +116,3 @@ def result_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     counts = [str(int(evaluation.groups[group]["questions"])) for group in groups]
     rows.append(["questions", str(int(evaluation.metrics["questions"])), "", *counts])
     return columns, rows
-
-
-class Reporting:
-    """A language model that tells how many episodes have been begun before the present batch, that is: finished."""
-
-    def __init__(self, model: LanguageModel, advance: Advance) -> None:
-        self.model = model
-        self.advance = advance
-        self.returns_ids, self.returns_logprobs = model.returns_ids, model.returns_logprobs
-        self._begun = 0
-
-    def start(self, seeds: Sequence[int], sampling: Sampling) -> Session:
-        """Begin the next batch."""
-        self.advance(self._begun, "")
-        self._begun += len(seeds)
-        return self.model.start(seeds, sampling)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ def evaluate(
     seed: int = 0,
     group_by: str = "hops",
     stamp: Mapping[str, Any] | None = None,
+    on_done: Callable[[int], object] | None = None,
 ) -> Evaluation:
     """Play ``samples`` episodes on each question and average.
 
@@ -61,10 +62,12 @@ def evaluate(
         0 is greedy; 1 samples from the policy as training does.
     group_by
         A key of the questions' metadata; questions without it are left out of ``groups``.
+    stamp, on_done
+        See :func:`~searchqa_agents.rollout.rollout`.
     """
     source = venv.unwrapped.source  # type: ignore[attr-defined]
     chosen = range(len(source)) if questions is None else questions
-    trajectories = rollout(venv, model, chosen, group_size=samples, seed=seed, temperature=temperature, stamp=stamp)
+    trajectories = rollout(venv, model, chosen, group_size=samples, seed=seed, temperature=temperature, stamp=stamp, on_done=on_done)
     return summarise(trajectories, [source[source.index_of(t.question_id)].metadata.get(group_by) for t in trajectories], group_by)
 
 

@@ -17,7 +17,7 @@ Only the public interface of the environment is used. The same in twelve lines, 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -44,6 +44,7 @@ def rollout(
     top_p: float = 1.0,
     top_k: int = 0,
     stamp: Mapping[str, Any] | None = None,
+    on_done: Callable[[int], object] | None = None,
 ) -> list[Trajectory]:
     """Play ``group_size`` episodes on each question.
 
@@ -62,6 +63,8 @@ def rollout(
         See :class:`Sampling`.
     stamp
         Stored with each trajectory.
+    on_done
+        Called after each batch of ``num_envs`` episodes with the number of episodes finished so far.
 
     Returns
     -------
@@ -79,6 +82,8 @@ def rollout(
         recorders = _play(places, model, [question for question, _ in wave], [one_seed for _, one_seed in wave], sampling)
         tokenizer = base.tokenizer  # type: ignore[attr-defined]
         trajectories += [recorder.trajectory(tokenizer, model, stamp or {}) for recorder in recorders]
+        if on_done is not None:
+            on_done(len(trajectories))
     return trajectories
 
 

@@ -118,6 +118,18 @@ def test_debug_shows_the_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         main(["eval", "--debug", "env=custom", "env.questions=missing.jsonl", "env.corpus=missing.jsonl"])
 
 
+@pytest.mark.parametrize(
+    "line", [["eval", *WORLD, "agent=oracle", "questions=4", "run_dir=run"], ["play", "env.num_worlds=1"]], ids=lambda line: line[0]
+)
+def test_commands_without_a_language_model_load_no_torch(line: list[str], tmp_path: Path) -> None:
+    code = (
+        f"import sys; from searchqa_agents.cli import main; assert main({line}) == 0; "
+        "heavy = {'torch', 'transformers', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input="answer: x", capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_eval_measures_the_oracle_at_one_and_leaves_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", *WORLD, "agent=oracle", f"run_dir={tmp_path / 'run'}", "save=5"]) == 0
     said = capsys.readouterr()

@@ -19,8 +19,10 @@ def trajectories():
 
 def test_every_question_is_played_though_the_last_batch_is_not_full():
     venv = gym.make_vec("SearchQA-World-v0", num_envs=7, autoreset_mode="DISABLED", num_worlds=1)
-    result = evaluate(venv, ScriptedAgent.for_env("oracle", venv))
+    done = []
+    result = evaluate(venv, ScriptedAgent.for_env("oracle", venv), on_done=done.append)
     assert len(venv.unwrapped.source) % 7
+    assert done == [*range(7, len(venv.unwrapped.source), 7), len(venv.unwrapped.source)]
     assert result.metrics["questions"] == len(venv.unwrapped.source) == len(result.trajectories)
     assert result.metrics["em"] == 1
 

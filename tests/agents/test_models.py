@@ -1,10 +1,13 @@
 """The tiny model, its warm-up, and loading."""
 
+import inspect
+
 import pytest
 import torch
 
 from searchqa_agents.models import load_model, make_tiny_model
 from searchqa_agents.policy import Policy
+from searchqa_agents.settings import ModelSettings
 from searchqa_agents.warmup import WarmupConfig, copying_losses, train_warmup
 from searchqa_envs.tokenizers import build_tokenizer
 
@@ -21,6 +24,13 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_torch_alone():
 def test_size_of_the_default_model():
     model = make_tiny_model(554, 0, pad_id=0, eos_id=1)
     assert sum(parameter.numel() for parameter in model.parameters()) * 4 < 3_000_000  # bytes
+
+
+def test_the_settings_of_runs_have_the_names_and_defaults_of_the_function():
+    parameters = inspect.signature(make_tiny_model).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    not_set_by_runs = {"max_positions", "dtype", "device"}
+    assert vars(ModelSettings()) == {name: value for name, value in defaults.items() if name not in not_set_by_runs}
 
 
 def test_a_model_loads_from_its_folder(tmp_path):
