@@ -48,9 +48,11 @@ class WarmupConfig:
     max_length: int = 24
     """longest sequence, before it is written again"""
     shuffle_below: float = 0.5
-    """shuffled chunks join in when the loss on fresh sequences written twice falls below this ..."""
+    """shuffled chunks join in when the loss on fresh sequences written twice falls below this"""
+    settle_below: float = 0.3
+    """the learning rate begins to fall when the loss on fresh sequences of both kinds is below this"""
     settling_steps: int = 200
-    """... and from then on the learning rate falls linearly, to a tenth after so many steps"""
+    """it falls linearly, to a fifth after so many steps"""
     chunk_length: int = 3
     """tokens in a chunk"""
     min_chunks: int = 3
@@ -147,16 +149,16 @@ def train_warmup(
             max_grad_norm=config.max_grad_norm,
         ),
     )
-    first, copying_since = 0, None
+    first, can_copy, settling_since = 0, False, None
     if state is not None:
-        first, copying_since = optimiser.load_state_dict(state), state["copying_since"]
+        first, can_copy, settling_since = optimiser.load_state_dict(state), state["can_copy"], state["settling_since"]
     twice = shuffled = float("inf")
     known_ids = _ids(policy)
     for step in range(first, config.max_steps):
         started = time.perf_counter()
         rng = np.random.default_rng([config.seed, 0, step])
-        scale = 1.0 if copying_since is None else max(0.1, 1 - 0.9 * (step - copying_since) / config.settling_steps)
-        if copying_since is not None and step % 2:
+        scale = 1.0 if settling_since is None else max(0.2, 1 - 0.8 * (step - settling_since) / config.settling_steps)
+        if can_copy and step % 2:
             num_chunks, chunk_length = int(rng.integers(config.min_chunks, config.max_chunks + 1)), config.chunk_length
             copies = _copies(config, num_chunks)
         else:
@@ -170,13 +172,14 @@ def train_warmup(
         if done % config.check_every == 0 or done == config.max_steps:
             twice, shuffled = copying_losses(policy, config, episode_seed(config.seed, 1, step))
             metrics |= {"losses/copying_loss": twice, "losses/shuffled_loss": shuffled}
-            if copying_since is None and twice < config.shuffle_below:
-                copying_since = done
+            can_copy = can_copy or twice < config.shuffle_below
+            if settling_since is None and max(twice, shuffled) < config.settle_below:
+                settling_since = done
         finished = max(twice, shuffled) < config.target_loss
         if on_step is not None:
             on_step(done, {**metrics, "time/update": time.perf_counter() - started})
         if on_checkpoint is not None and (finished or (config.checkpoint_every and done % config.checkpoint_every == 0)):
-            on_checkpoint(done, {**optimiser.state_dict(done), "copying_since": copying_since})
+            on_checkpoint(done, {**optimiser.state_dict(done), "can_copy": can_copy, "settling_since": settling_since})
         if finished:
             logger.info("Warm-up: copying losses %.3f and %.3f after %d steps.", twice, shuffled, done)
             return done
