@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
@@ -59,11 +62,15 @@ def make_env(overrides: Sequence[str]) -> Any:
 
 def play(env: Any, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
     """One episode: what a line on standard input means is the segment of a turn. Raises ``EOFError`` at the end of input."""
+    from searchqa_envs.world import WorldSource
+
     base = env.unwrapped
     rules, dialect = base.rules, base.dialect
     _, info = env.reset(seed=seed, options=options)
+    if isinstance(base.source, WorldSource):
+        _say("The question is about a made-up world: only its search engine knows the answer.")
     _say(f"Question ({info['question_id']}): {printable(info['question'])}")
-    _say(f"search: ...   answer: ...   or {dialect.search_open}...{dialect.search_close}. {rules.max_turns} turns; Ctrl-D leaves.\n")
+    _say(f"Type `search: some words` or `answer: some words`, a line per turn ({rules.max_turns} at most). Ctrl-D leaves.\n")
     ended, truncated, reward = False, False, 0.0
     while not ended:
         line = _read(f"turn {info['turn'] + 1} of {rules.max_turns}> ")
@@ -96,20 +103,22 @@ def _show_turn(turn: Any, info: dict[str, Any], ended: bool) -> None:
         _say(f"  The search back end was lost: {info['backend_error']}")
     elif turn.action.kind == "search" and turn.searched:
         for i, passage in enumerate(turn.passages, start=1):
-            _say(f"  [{i}] {printable(passage.title)}\n      {printable(passage.text)}")
+            _say(f"  [{i}] {printable(passage.title)}")
+            _say(printable(passage.text), indent="      ")
         if not turn.passages:
             _say("  Nothing was found.")
     elif turn.action.kind == "search":
         _say("  That was the last turn: the search is not carried out.")
     elif turn.action.kind == "invalid" and not ended:
-        _say("  That is neither a search nor an answer; it cost a turn.")
+        _say("  That is neither a search nor an answer, and cost a turn. Begin with `search:` or `answer:`.")
     _say("")
 
 
 def _show_end(info: dict[str, Any], reward: float, truncated: bool) -> None:
     if truncated:
         _say("The episode ended without an answer.")
-    _say(f"Your answer: {printable(str(info.get('answer')))}   Golden answers: {printable(' / '.join(info['golden_answers']))}")
+    given = "" if info["answer"] is None else f"Your answer: {printable(info['answer'])}   "
+    _say(f"{given}Golden answers: {printable(' / '.join(info['golden_answers']))}")
     for title, values in (("reward terms", info["reward_terms"]), ("metrics", info["metrics"])):
         if values:
             _say(f"{title}: " + ", ".join(f"{name} {value:g}" for name, value in values.items()))
@@ -118,6 +127,8 @@ def _show_end(info: dict[str, Any], reward: float, truncated: bool) -> None:
 
 def _read(prompt: str) -> str:
     if sys.stdin.isatty():
+        if importlib.util.find_spec("readline") is not None:  # not on Windows, whose terminal edits lines itself
+            import readline  # noqa: F401, gives input() arrow keys and a history
         return input(prompt)
     line = sys.stdin.readline()
     if not line:
@@ -126,6 +137,10 @@ def _read(prompt: str) -> str:
     return line
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+def _say(text: str, indent: str = "") -> None:
+    """Write lines, on a terminal broken between words."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for line in text.split("\n"):
+        wrapped = textwrap.wrap(line, width, initial_indent=indent, subsequent_indent=indent or "  ", break_on_hyphens=False)
+        sys.stdout.write("\n".join(wrapped) + "\n")
     sys.stdout.flush()

@@ -41,6 +41,15 @@ def test_end_of_input_leaves_politely() -> None:
     assert "reward:" not in done.stdout
 
 
+def test_an_episode_that_ends_without_an_answer_says_so() -> None:
+    done = play("search: x\n", "--seed", "3", "env.max_turns=1")
+    assert done.returncode == 0, done.stderr
+    assert "not carried out" in done.stdout
+    assert "ended without an answer" in done.stdout
+    assert "Your answer" not in done.stdout
+    assert "Golden answers: " in done.stdout
+
+
 @pytest.mark.parametrize(
     ("dialect", "line", "segment"),
     [
