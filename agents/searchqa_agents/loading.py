@@ -58,7 +58,10 @@ def build_agent(agent: AgentSettings, venv: Any, device: str) -> LanguageModel:
 
     base = venv.unwrapped
     if isinstance(agent, LMAgentSettings):
-        from searchqa_agents.policy import Policy
+        from rich.console import Console
+
+        with Console(stderr=True).status("Loading torch ..."):  # shown in a terminal, for some seconds
+            from searchqa_agents.policy import Policy
 
         return Policy.load(checkpoint_path(agent.checkpoint), base.tokenizer, device=chosen_device(device))
     if agent.kind not in SCRIPTS:

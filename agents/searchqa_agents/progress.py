@@ -5,47 +5,76 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 15.0
+DESCRIPTION_WIDTH = 29
+"""Shorter descriptions are padded, so that the bars of a run's phases stand below each other."""
 
 Advance = Callable[[int, str], None]
 
 
 @contextmanager
-def progress(description: str, total: int | None, console: Console | None = None) -> Iterator[Advance]:
-    """Show how far some work is.
+def progress(description: str, total: int, console: Console | None = None) -> Iterator[Advance]:
+    """Show how far some work is. Work that never advances is not shown; work that ends before ``total`` is shown as complete.
 
     Yields ``advance(done, note)``: ``done`` is the number of units finished so far (not the increment), ``note`` a few words such as "em 0.52".
     Where the output is not a terminal, a line is written at most every 15 seconds, and one at the end.
     """
     console = console or Console(stderr=True)
-    if not console.is_terminal:
-        with _lines(description, total, console) as advance:
-            yield advance
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    with (_bar if console.is_terminal else _lines)(description, total, console) as advance:
+        yield advance
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(compact=True), TextColumn("{task.fields[note]}"), console=console) as bar:
-        task = bar.add_task(description, total=total, note="")
+
+@contextmanager
+def _bar(description: str, total: int, console: Console) -> Iterator[Advance]:
+    columns = (
+        SpinnerColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}"),
+        BarColumn(None, table_column=Column(max_width=24)),  # the only column that gives way on a narrow terminal
+        _Figures(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"{escape(description):<{DESCRIPTION_WIDTH}}", total=total, note="")
 
         def advance(done: int, note: str) -> None:
             bar.update(task, completed=done, note=note)
 
         yield advance
+        done = bar.tasks[0].completed
+        bar.update(task, total=done, visible=done > 0)
+
+
+class _Figures(ProgressColumn):
+    """Such as "12/200  16:40 left  em 0.52"; at the end the time that it took."""
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+    def render(self, task: Task) -> Text:
+        done, total = int(task.completed), int(task.total or 0)
+        time_shown = _clock(task.elapsed or 0) if task.finished or not task.time_remaining else f"{_clock(task.time_remaining)} left"
+        return Text(f"{done:>{len(str(total))}}/{total}  {time_shown}  {task.fields['note']}")
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=int(seconds))).removeprefix("0:")
 
 
 @contextmanager
-def _lines(description: str, total: int | None, console: Console) -> Iterator[Advance]:
+def _lines(description: str, total: int, console: Console) -> Iterator[Advance]:
     started = last = time.monotonic()
     shown = latest = ""
-    of = "" if total is None else f"/{total}"
 
     def advance(done: int, note: str) -> None:
         nonlocal last, shown, latest
-        latest = f"{description}: {done}{of}" + (f", {note}" if note else "")
+        latest = f"{description}: {done}/{total}" + (f", {note}" if note else "")
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last, shown = time.monotonic(), latest
             console.print(latest, highlight=False, markup=False, soft_wrap=True)

@@ -162,10 +162,12 @@ def register() -> None:
 def register_training() -> None:
     """Make the types of ``sft`` and ``train`` known to Hydra; loads torch."""
     from hydra.core.config_store import ConfigStore
+    from rich.console import Console
 
-    from searchqa_agents.grpo import GRPOConfig
-    from searchqa_agents.sft import SFTConfig
-    from searchqa_agents.warmup import WarmupConfig
+    with Console(stderr=True).status("Loading torch ..."):  # shown in a terminal, for some seconds
+        from searchqa_agents.grpo import GRPOConfig
+        from searchqa_agents.sft import SFTConfig
+        from searchqa_agents.warmup import WarmupConfig
 
     store = ConfigStore.instance()
     store.store(name="sft_types", node=WarmStartSettings)
