@@ -16,7 +16,7 @@ def make_tiny_model(
     eos_id: int,
     hidden_size: int = 128,
     num_layers: int = 2,
-    num_heads: int = 4,
+    num_heads: int = 8,
     feed_forward_size: int = 352,
     max_positions: int = 4096,
     initializer_range: float = 0.05,

@@ -108,7 +108,7 @@ class ModelSettings:
 
     hidden_size: int = 128
     num_layers: int = 2
-    num_heads: int = 4
+    num_heads: int = 8
     feed_forward_size: int = 352
     initializer_range: float = 0.05
     rope_theta: float = 10_000.0
