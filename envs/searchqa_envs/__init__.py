@@ -4,6 +4,8 @@
 >>> env = gym.make("SearchQA-World-v0")
 """
 
+from typing import Any
+
 import gymnasium as gym
 
 _IDS = {
@@ -29,4 +31,16 @@ for _id, _dataset in _IDS.items():
             kwargs={"dataset": _dataset},
         )
 
-__all__ = ["ENV_IDS"]
+__all__ = ["ENV_IDS", "SearchQAEnv", "SearchQAVectorEnv"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SearchQAEnv":
+        from searchqa_envs.env import SearchQAEnv
+
+        return SearchQAEnv
+    if name == "SearchQAVectorEnv":
+        from searchqa_envs.vector import SearchQAVectorEnv
+
+        return SearchQAVectorEnv
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

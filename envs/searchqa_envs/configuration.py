@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from searchqa_envs.dialects import Dialect, get_dialect
-from searchqa_envs.episode import Rules
 from searchqa_envs.episode_types import Reward
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.questions import QuestionSource
 from searchqa_envs.rewards import build_reward
+from searchqa_envs.rules import Rules
 from searchqa_envs.tokenizers import build_tokenizer
 from searchqa_envs.tokenizers.base import Tokenizer
 from searchqa_envs.tokenizers.byte import ByteTokenizer
@@ -58,8 +58,16 @@ def build_source(dataset: str, split: str | None, data_dir: str | Path | None, o
             raise ConfigurationError(
                 "The custom data set needs questions=<path or rows>; corpus=<path> too, unless the questions carry contexts."
             )
-        return load_custom(questions=options["questions"], corpus=options.get("corpus"), split=split)
+        questions, corpus = (_below(data_dir, options.get(name)) for name in ("questions", "corpus"))
+        return load_custom(questions=questions, corpus=corpus, split=split)
     return load_source(dataset, split=split, data_dir=data_dir)
+
+
+def _below(data_dir: str | Path | None, given: Any) -> Any:
+    """A relative path of the custom set is looked for below ``data_dir``."""
+    if data_dir is None or not isinstance(given, (str, Path)):
+        return given
+    return Path(data_dir) / given
 
 
 def default_budgets(dataset: str, tokenizer: Tokenizer, dialect: Dialect) -> tuple[int, int, int]:

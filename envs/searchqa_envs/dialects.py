@@ -2,7 +2,8 @@
 
 Prompt templates, wrappers and tags are those of the released code, kept to the letter (their slips of grammar too):
 Search-R1 (arXiv 2503.09516, repository PeterGriffinJin/Search-R1), R1-Searcher (arXiv 2503.05592, repository RUCAIBox/R1-Searcher) and
-ZeroSearch (arXiv 2505.04588, repository Alibaba-NLP/ZeroSearch).
+ZeroSearch (arXiv 2505.04588, repository Alibaba-NLP/ZeroSearch). One deviation: ZeroSearch's documents have a blank between title and text, where its
+Google engine runs them together and its Wikipedia engine has no title.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Dialect:
     ``prompts`` maps a name to a template with ``{question}``; ``published`` is the system's own, ``bare`` the question alone.
     ``opener`` says which opening tag before the first closing tag begins its content: the first (Search-R1's regular expression) or the last
     (R1-Searcher's split). ``invalid_text`` is the reply to a segment that is no action; None ends the episode instead.
-    ``chat`` says whether the tokenizer's chat template, where it has one, is put round the published prompt.
+    ``chat`` says whether the tokenizer's chat template, where it has one, is put round the published prompt. ``empty_query_is_invalid``: an empty query
+    is no action (R1-Searcher); Search-R1 searches for it.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Dialect:
     quoted_titles: bool = False
     prompt_opens_think: bool = False
     chat: bool = True
+    empty_query_is_invalid: bool = False
     tags: tuple[str, ...] = field(init=False)
     _document_parts: tuple[str, str, str, str] = field(init=False, repr=False)
 
@@ -137,7 +140,10 @@ class Dialect:
         start = text.find(opening, 0, end) if self.opener == "first" else text.rfind(opening, 0, end)
         if start < 0:
             return Action("invalid", "")
-        return Action(kind, text[start + len(opening) : end].strip())
+        content = text[start + len(opening) : end].strip()
+        if kind == "search" and not content and self.empty_query_is_invalid:
+            return Action("invalid", "")
+        return Action(kind, content)
 
     def document_text(self, number: int, passage: Passage, quoted_titles: bool) -> str:
         """One passage as the policy sees it, ``number`` counted from 1."""
@@ -184,6 +190,7 @@ R1_SEARCHER = Dialect(
     question_mark=False,
     prompt_opens_think=True,
     chat=False,
+    empty_query_is_invalid=True,
 )
 DIALECTS = {dialect.name: dialect for dialect in (SEARCH_R1, R1_SEARCHER, ZEROSEARCH)}
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -13,14 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from searchqa_envs.configuration import build_rules
 from searchqa_envs.dialects import Dialect
-from searchqa_envs.episode import EpisodeSlot, Rules, Step
-from searchqa_envs.episode_types import EpisodeView, Reward
+from searchqa_envs.episode import Step
+from searchqa_envs.episode_types import EpisodeView
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.questions import QuestionSource
 from searchqa_envs.rendering import render_episode
+from searchqa_envs.rules import Rules
+from searchqa_envs.slot import EpisodeSlot
 from searchqa_envs.spaces import TokenSequence
 from searchqa_envs.tokenizers.base import Tokenizer
-from searchqa_retrievers.types import Retriever
 
 
 class SearchQAEnv(gym.Env[NDArray[np.int32], ArrayLike]):
@@ -88,47 +88,11 @@ class SearchQAEnv(gym.Env[NDArray[np.int32], ArrayLike]):
         "render_fps": 1,
     }
 
-    def __init__(
-        self,
-        dataset: str,
-        split: str | None = None,
-        retriever: str | Mapping[str, Any] | Retriever = "bm25",
-        top_k: int | None = None,
-        max_turns: int = 5,
-        max_context_tokens: int | None = None,
-        max_segment_tokens: int | None = None,
-        max_observation_tokens: int | None = None,
-        tokenizer: Any = None,
-        dialect: str | Dialect = "search-r1",
-        prompt: str | None = None,
-        reward: str | Mapping[str, Any] | Sequence[Any] | Reward = "em",
-        reward_weights: Mapping[str, float] | None = None,
-        forced_answer: bool = False,
-        data_dir: str | Path | None = None,
-        render_mode: str | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, dataset: str, *, render_mode: str | None = None, **arguments: Any) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigurationError(f"render_mode must be one of {self.metadata['render_modes']} or None; got {render_mode!r}.")
         self.render_mode = render_mode
-        self.rules: Rules = build_rules(
-            dataset,
-            split=split,
-            retriever=retriever,
-            top_k=top_k,
-            max_turns=max_turns,
-            max_context_tokens=max_context_tokens,
-            max_segment_tokens=max_segment_tokens,
-            max_observation_tokens=max_observation_tokens,
-            tokenizer=tokenizer,
-            dialect=dialect,
-            prompt=prompt,
-            reward=reward,
-            reward_weights=reward_weights,
-            forced_answer=forced_answer,
-            data_dir=data_dir,
-            **options,
-        )
+        self.rules: Rules = build_rules(dataset, **arguments)
         self._slot = EpisodeSlot(self.rules)
         self.observation_space, self.action_space = token_spaces(self.rules)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 from searchqa_envs.configuration import build_rules
 from searchqa_envs.dialects import Dialect
 from searchqa_envs.env import environment_stamp, token_spaces
-from searchqa_envs.episode import EpisodeSlot, Step
-from searchqa_envs.episode_types import Reward
+from searchqa_envs.episode import Step
 from searchqa_envs.errors import ConfigurationError, EpisodeStateError
 from searchqa_envs.questions import QuestionSource
 from searchqa_envs.rendering import render_episode
+from searchqa_envs.rules import positive_integer
+from searchqa_envs.slot import EpisodeSlot
 from searchqa_envs.tokenizers.base import Tokenizer
-from searchqa_retrievers.types import Retriever
 
 Observations = tuple[NDArray[np.int32], ...]
 SubsetStep = tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], tuple[dict[str, Any], ...]]
@@ -51,56 +50,24 @@ class SearchQAVectorEnv(VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.
     def __init__(
         self,
         dataset: str,
+        *,
         num_envs: int = 1,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        split: str | None = None,
-        retriever: str | Mapping[str, Any] | Retriever = "bm25",
-        top_k: int | None = None,
-        max_turns: int = 5,
-        max_context_tokens: int | None = None,
-        max_segment_tokens: int | None = None,
-        max_observation_tokens: int | None = None,
-        tokenizer: Any = None,
-        dialect: str | Dialect = "search-r1",
-        prompt: str | None = None,
-        reward: str | Mapping[str, Any] | Sequence[Any] | Reward = "em",
-        reward_weights: Mapping[str, float] | None = None,
-        forced_answer: bool = False,
-        data_dir: str | Path | None = None,
         render_mode: str | None = None,
-        **options: Any,
+        **arguments: Any,
     ) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-            raise ConfigurationError(f"num_envs must be an integer of at least 1; got {num_envs!r}.")
         if render_mode not in (None, "ansi"):
             raise ConfigurationError(f"render_mode of the vector environment must be 'ansi' or None; got {render_mode!r}.")
-        self.num_envs = num_envs
+        self.num_envs = positive_integer("num_envs", num_envs)
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
-        self.rules = build_rules(
-            dataset,
-            split=split,
-            retriever=retriever,
-            top_k=top_k,
-            max_turns=max_turns,
-            max_context_tokens=max_context_tokens,
-            max_segment_tokens=max_segment_tokens,
-            max_observation_tokens=max_observation_tokens,
-            tokenizer=tokenizer,
-            dialect=dialect,
-            prompt=prompt,
-            reward=reward,
-            reward_weights=reward_weights,
-            forced_answer=forced_answer,
-            data_dir=data_dir,
-            **options,
-        )
-        self._slots = [EpisodeSlot(self.rules) for _ in range(num_envs)]
-        self._generators = [seeding.np_random(None)[0] for _ in range(num_envs)]
+        self.rules = build_rules(dataset, **arguments)
+        self._slots = [EpisodeSlot(self.rules) for _ in range(self.num_envs)]
+        self._generators = [seeding.np_random(None)[0] for _ in range(self.num_envs)]
         self.single_observation_space, self.single_action_space = token_spaces(self.rules)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -146,6 +113,8 @@ class SearchQAVectorEnv(VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.
         slots = self._checked_indices(indices)
         seeds = self._seeds(seed, slots)
         chosen = _options_per_environment(options, len(slots))
+        for i, one_options in zip(slots, chosen, strict=True):
+            self._slots[i].chosen_index(one_options)  # a bad choice is an error before any environment is reset
         openings = []
         for i, one_seed, one_options in zip(slots, seeds, chosen, strict=True):
             if one_seed is not None:
@@ -226,7 +195,7 @@ class SearchQAVectorEnv(VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.
         mask = _reset_mask(given.pop("reset_mask", None), self.num_envs)
         slots = [i for i in range(self.num_envs) if mask[i]]
         for name, values in given.items():
-            if name in ("question_id", "index") and not isinstance(values, (str, int)):
+            if name in ("question_id", "index") and not isinstance(values, (str, int, np.integer)):
                 if len(values) != self.num_envs:
                     raise ConfigurationError(f"options[{name!r}] must have {self.num_envs} values, one per environment; got {len(values)}.")
                 given[name] = [values[i] for i in slots]
@@ -300,7 +269,7 @@ def _reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
 def _options_per_environment(options: Mapping[str, Any] | None, count: int) -> list[dict[str, Any] | None]:
     if not options:
         return [None] * count
-    spread = {name: [values] * count if isinstance(values, (str, int)) else values for name, values in options.items()}
+    spread = {name: [values] * count if isinstance(values, (str, int, np.integer)) else values for name, values in options.items()}
     for name, values in spread.items():
         if len(values) != count:
             raise ConfigurationError(f"options[{name!r}] must be one value, or one per environment, {count} here; got {len(values)}.")
@@ -318,7 +287,8 @@ def columns(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if isinstance(first, dict):
             column = columns([value or {} for value in values])
         elif type(first) in (int, float, bool):
-            column = np.array([value if here else 0 for value, here in zip(values, present, strict=True)], dtype=type(first))
+            dtype = float if any(type(value) is float for value in values) else type(first)
+            column = np.array([value if here else 0 for value, here in zip(values, present, strict=True)], dtype=dtype)
         else:
             column = np.full(len(infos), None, dtype=object)
             for i, value in enumerate(values):

@@ -18,8 +18,8 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 import searchqa_envs
 from searchqa_envs.dialects import SEARCH_R1_INVALID
 from searchqa_envs.env import SearchQAEnv
-from searchqa_envs.episode import shuffled
 from searchqa_envs.errors import ConfigurationError, EpisodeStateError, InvalidSegmentError, UnknownQuestionError
+from searchqa_envs.slot import shuffled
 from searchqa_envs.tokenizers import build_tokenizer
 from searchqa_retrievers import Hit, Passage, RetrieverUnavailable, SearchRequest, from_function
 
