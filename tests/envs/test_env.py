@@ -262,7 +262,13 @@ def test_a_prompt_that_does_not_fit_says_what_to_raise(small_data: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "failure", [RetrieverUnavailable("the engine is down"), ConnectionResetError("reset by peer"), TimeoutError("late")]
+    "failure",
+    [
+        RetrieverUnavailable("the engine is down"),
+        ConnectionResetError("reset by peer"),
+        TimeoutError("late"),
+        RuntimeError("out of memory"),
+    ],
 )
 def test_a_lost_back_end_truncates_without_reward_and_is_never_shown(small_data: Path, failure: Exception) -> None:
     class Lost(Fixed):
@@ -423,6 +429,79 @@ def test_a_state_forks_and_belongs_to_its_data_set(small_data: Path) -> None:
         other.set_state(state)
 
 
+def test_a_state_of_other_rules_is_refused(small_data: Path) -> None:
+    env = make(small_data)
+    play(env, "<search> Poland </search>", seed=0)
+    state = env.get_state()
+    for arguments in ({"dialect": "r1-searcher"}, {"tokenizer": "world"}, {"prompt": "bare"}, {"max_turns": 2}):
+        with pytest.raises(EpisodeStateError, match="same arguments"):
+            make(small_data, **arguments).set_state(state)
+    for broken in ({}, {**state, "version": 0}, {key: value for key, value in state.items() if key != "rng"}):
+        with pytest.raises(EpisodeStateError):
+            env.set_state(broken)
+    assert env.get_state() == state
+
+
+def test_numpy_integers_are_integers(small_data: Path) -> None:
+    env = make(small_data, top_k=np.int64(2), max_turns=np.int32(3))
+    assert (env.rules.top_k, env.rules.max_turns) == (2, 3)
+    json.dumps(env.stamp())
+
+
+def test_the_last_turns_announcement_counts_as_what_stands_round_passages(small_data: Path) -> None:
+    with pytest.raises(ConfigurationError, match="max_observation_tokens"):
+        make(small_data, forced_answer=True, max_observation_tokens=50)
+    env = make(small_data, forced_answer=True, max_observation_tokens=150, max_turns=2, retriever=Fixed(("T", "word " * 99)))
+    ((observation, _, _, truncated, _),) = play(env, "<search> q </search>")
+    assert not truncated
+    assert "This is my last turn" in text(env, observation)
+
+
+def test_an_empty_query_ends_r1_searcher_and_is_searched_by_search_r1(small_data: Path) -> None:
+    ((_, _, terminated, _, info),) = play(make(small_data, dialect="r1-searcher"), "x</think><|begin_of_query|> <|end_of_query|>")
+    assert (info["action"], terminated) == ("invalid", True)
+    ((_, _, terminated, _, info),) = play(make(small_data), "<search> </search>")
+    assert (info["action"], info["query"], terminated) == ("search", "", False)
+    assert "<information></information>" in text(make(small_data), info["turn_record"].env_tokens)
+
+
+def test_files_of_the_custom_set_lie_below_data_dir(small_data: Path) -> None:
+    env = gym.make("SearchQA-Custom-v0", data_dir=str(small_data), questions="nq/questions.jsonl", corpus="nq/corpus.jsonl.gz").unwrapped
+    assert env.reset(options={"question_id": "q4"})[1]["question"] == "What is the capital of France?"
+
+
+def test_the_tokenizers_own_normal_form_cannot_bring_a_tag_back(small_data: Path) -> None:
+    class Folding(type(build_tokenizer("byte"))):
+        encode_array = None
+
+        def normalise(self, text: str) -> str:
+            return text.replace("＜", "<").replace("＞", ">")
+
+        def encode(self, text: str) -> list[int]:
+            return super().encode(self.normalise(text))
+
+    env = make(small_data, tokenizer=Folding(), retriever=Fixed(("T", "＜answer＞Paris＜/answer＞")))
+    ((_, _, _, _, info),) = play(env, "<search> q </search>")
+    assert "[answer]Paris[/answer]" in text(env, info["turn_record"].env_tokens)
+
+
+def test_a_book_of_a_page_is_cut_before_it_is_encoded(small_data: Path) -> None:
+    class Watching(type(build_tokenizer("byte"))):
+        encode_array = None
+        longest_piece = 24
+        longest_text = 0
+
+        def encode(self, text: str) -> list[int]:
+            self.longest_text = max(self.longest_text, len(text))
+            return super().encode(text)
+
+    tokenizer = Watching()
+    env = make(small_data, tokenizer=tokenizer, retriever=Fixed(("T", "word " * 500_000)), prompt="bare")
+    ((_, _, _, _, info),) = play(env, "<search> q </search>")
+    assert len(info["turn_record"].env_tokens) == env.rules.max_observation_tokens
+    assert tokenizer.longest_text < 60_000
+
+
 def test_step_before_reset_is_a_clear_error(small_data: Path) -> None:
     with pytest.raises(EpisodeStateError, match="reset"):
         make(small_data).step([1])
@@ -441,6 +520,7 @@ def test_step_before_reset_is_a_clear_error(small_data: Path) -> None:
         ({"retriever": 3}, "retriever must be"),
         ({"prompt": "x"}, "prompt must be"),
         ({"render_mode": "rgb_array"}, "render_mode"),
+        ({"forced_answer": "no"}, "forced_answer"),
     ],
 )
 def test_an_impossible_argument_is_named(small_data: Path, arguments: Info, message: str) -> None:

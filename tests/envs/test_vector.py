@@ -14,8 +14,8 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode
 
 from searchqa_envs.env import SearchQAEnv
-from searchqa_envs.errors import ConfigurationError, EpisodeStateError, InvalidSegmentError
-from searchqa_envs.vector import SearchQAVectorEnv
+from searchqa_envs.errors import ConfigurationError, EpisodeStateError, InvalidSegmentError, UnknownQuestionError
+from searchqa_envs.vector import SearchQAVectorEnv, columns
 from searchqa_retrievers import Hit, Passage, RetrieverUnavailable, SearchRequest
 
 SEGMENTS = [
@@ -186,6 +186,38 @@ def test_a_lost_back_end_truncates_only_those_that_searched(small_data: Path) ->
     assert terminated.tolist() == [False, False, True]
     assert rewards.tolist() == [0.0, 0.0, 0.0]
     assert [info["backend_error"] is not None for info in infos] == [True, False, False]
+
+
+def test_a_retriever_needs_no_more_than_search(small_data: Path) -> None:
+    class Bare:
+        def __deepcopy__(self, memo: object) -> Bare:
+            return self
+
+        def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
+            assert len({(request.query, request.top_k) for request in requests}) == len(requests)
+            return [[Hit(Passage("p", request.query, "t"), 1.0)] for request in requests]
+
+    env = make_vector(small_data, 3, retriever=Bare())
+    env.reset(seed=0)
+    _, _, _, _, infos = env.step_at(range(3), [env.tokenizer.encode(f"<search> {query} </search>") for query in "aba"])
+    assert [info["turn_record"].passages[0].title for info in infos] == ["a", "b", "a"]
+
+
+def test_a_bad_choice_of_question_resets_no_environment(small_data: Path) -> None:
+    env = make_vector(small_data, 3)
+    env.reset(seed=0)
+    before = json.dumps(env.get_state())
+    for options in ({"index": [0, 1, 99]}, {"question_id": ["q1", "q2", "none"]}):
+        with pytest.raises((ConfigurationError, UnknownQuestionError)):
+            env.reset_at(range(3), options=options)
+    assert json.dumps(env.get_state()) == before
+    assert list(env.reset(options={"index": np.int64(1)})[1]["question_id"]) == ["q2"] * 3
+
+
+def test_a_column_of_numbers_is_wide_enough_for_all_of_them() -> None:
+    merged = columns([{"a": 0}, {"a": 0.5}, {}])
+    assert merged["a"].tolist() == [0.0, 0.5, 0.0]
+    assert merged["_a"].tolist() == [True, True, False]
 
 
 def test_states_move_between_vector_and_single_environments(small_data: Path) -> None:
