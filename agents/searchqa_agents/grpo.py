@@ -41,7 +41,7 @@ class GRPOConfig:
 
     steps: int = 30
     """rollouts, each followed by its updates"""
-    questions_per_step: int = 16
+    questions_per_step: int = 32
     """questions in a rollout"""
     group_size: int = 8
     """episodes on each question"""
