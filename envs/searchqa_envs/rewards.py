@@ -382,11 +382,24 @@ class RewardPart:
     options: Mapping[str, float] = field(default_factory=dict)
     weight: float = 1.0
 
-    def __call__(self, episode: EpisodeView) -> Mapping[str, float]:
+    def __call__(self, episode: EpisodeView) -> Terms:
         values = self.function(episode, **self.options)
-        if self.terms is None:
-            return values
-        return {name: values[name] for name in self.terms}
+        if self.terms is not None and self.name in PRESETS and PRESETS[self.name].function is self.function:
+            return {name: values[name] for name in self.terms}  # the terms of presets are known to be finite floats
+        return self._checked(values)
+
+    def _checked(self, values: object) -> Terms:
+        """What a reward of your own gave, as floats. Raises ``ConfigurationError`` where it is not what it must be."""
+        if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+            raise ConfigurationError(
+                f"A reward must return a mapping from names (str) to finite numbers, such as {{'em': 1.0}}; {self.name!r} returned {values!r:.200}."
+            )
+        if self.terms is not None and set(values) != set(self.terms):
+            raise ConfigurationError(
+                f"A reward that declares its terms must return these, no more and no fewer; {self.name!r} declares {sorted(self.terms)} "
+                f"and returned {sorted(values)}."
+            )
+        return {name: _number(values[name], f"the term {name!r} of reward {self.name!r}") for name in self.terms or values}
 
 
 class WeightedReward:
@@ -418,15 +431,15 @@ class WeightedReward:
             self._check_weights(self.terms)
 
     def __call__(self, episode: EpisodeView) -> Terms:
-        """The terms, unweighted."""
+        """The terms, unweighted: finite Python floats. Raises ``ConfigurationError`` where a reward of your own gives anything else."""
         if len(self.parts) == 1 and self.terms is not None:
-            return dict(self.parts[0](episode))
+            return self.parts[0](episode)
         terms: Terms = {}
         for part in self.parts:
             for name, value in part(episode).items():
                 if name in terms:
                     raise ConfigurationError(_twice(name))
-                terms[name] = _number(value, f"the term {name!r} of reward {part.name!r}")
+                terms[name] = value
                 self._weights.setdefault(name, part.weight)
         if self.terms is None:
             self._check_weights(tuple(terms))
@@ -500,6 +513,7 @@ def _build_part(config: Any) -> RewardPart:
                 f"Presets: {sorted(PRESETS)}."
             )
         terms = getattr(config, "terms", None)
+        terms = (terms,) if isinstance(terms, str) else terms
         name = getattr(config, "name", None) or getattr(config, "__name__", None) or type(config).__name__
         return RewardPart(str(name), config, None if terms is None else tuple(terms))
     options = dict(config)
@@ -521,6 +535,11 @@ def _build_part(config: Any) -> RewardPart:
 
 
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ConfigurationError(f"{what[0].upper()}{what[1:]} must be a finite number; got {value!r}.")
-    return float(value)
+    if not isinstance(value, bool) and isinstance(value, Real):
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond all floats
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    raise ConfigurationError(f"{what[0].upper()}{what[1:]} must be a finite number; got {value!r:.200}.")

@@ -6,8 +6,10 @@ import copy
 import json
 import pickle
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -331,6 +333,55 @@ def test_a_reward_of_ones_own() -> None:
         build_reward(["em", lambda episode: {"em": 1.0}])(episode)
     with pytest.raises(ConfigurationError, match="finite number; got nan"):
         build_reward(lambda episode: {"bad": float("nan")})(episode)
+
+
+WRONG_RETURNS = [
+    (1.0, "mapping from names .* returned 1.0"),
+    (None, "mapping from names .* returned None"),
+    ([("em", 1.0)], "mapping from names"),
+    ({1: 1.0}, r"mapping from names .* returned \{1: 1.0\}"),
+    ({"mine": float("nan")}, "'mine' .* finite number; got nan"),
+    ({"mine": float("inf")}, "'mine' .* finite number; got inf"),
+    ({"mine": np.float32("inf")}, "'mine' .* finite number"),
+    ({"mine": 10**400}, "'mine' .* finite number; got 1000"),
+    ({"mine": True}, "'mine' .* finite number; got True"),
+    ({"mine": "1"}, "'mine' .* finite number; got '1'"),
+    ({"mine": None}, "'mine' .* finite number; got None"),
+]
+
+
+@pytest.mark.parametrize("terms", [None, ("mine",)])
+@pytest.mark.parametrize("others", [[], ["em"]])
+@pytest.mark.parametrize(("returned", "message"), WRONG_RETURNS)
+def test_what_a_reward_of_ones_own_returns_is_checked(returned: Any, message: str, others: list[str], terms: Any) -> None:
+    def own(episode: EpisodeView) -> Any:
+        return returned
+
+    own.terms = terms  # type: ignore[attr-defined]
+    with pytest.raises(ConfigurationError, match=message):
+        build_reward([*others, own])(play(RIGHT))
+
+
+@pytest.mark.parametrize("terms", [None, ("mine",), "mine"])
+@pytest.mark.parametrize("value", [1, np.float32(1), np.int64(1), Fraction(1)])
+def test_terms_come_out_as_floats(value: Any, terms: Any) -> None:
+    def own(episode: EpisodeView) -> dict[str, Any]:
+        return {"mine": value}
+
+    own.terms = terms  # type: ignore[attr-defined]
+    found = build_reward(own)(play(RIGHT))
+    assert found == {"mine": 1.0}
+    assert type(found["mine"]) is float
+
+
+@pytest.mark.parametrize("returned", [{}, {"other": 1.0}, {"mine": 1.0, "other": 1.0}])
+def test_declared_terms_are_the_terms_returned(returned: dict[str, float]) -> None:
+    def own(episode: EpisodeView) -> dict[str, float]:
+        return returned
+
+    own.terms = ("mine",)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigurationError, match=r"declares \['mine'\]"):
+        build_reward(own)(play(RIGHT))
 
 
 @pytest.mark.parametrize(
