@@ -13,7 +13,7 @@ from searchqa_retrievers.types import Retriever, RetrieverError
 DEFAULT_CACHE_ENTRIES = 10_000
 
 
-def build_retriever(config: str | Mapping[str, Any] | Retriever, corpus: Corpus) -> Retriever:
+def build_retriever(config: str | Mapping[str, Any] | Retriever, corpus: Corpus | Callable[[], Corpus]) -> Retriever:
     """Make the retriever that ``config`` describes over ``corpus``.
 
     Parameters
@@ -22,7 +22,8 @@ def build_retriever(config: str | Mapping[str, Any] | Retriever, corpus: Corpus)
         A name (``"bm25"``, ``"random"``, ``"none"``); or a mapping with ``name``, the arguments of that retriever, for ``bm25`` also
         ``preset`` (``"search-r1"``: k1 0.9, b 0.4; single values can be given beside it), and ``cache_entries`` (default 10,000
         answers kept in memory, 0 for none); or a retriever, which is returned as it is.
-    corpus : Corpus
+    corpus
+        The passages, or a function that gives them, which is called only where the retriever needs any (not for ``"none"``).
 
     Raises
     ------
@@ -50,12 +51,12 @@ def build_retriever(config: str | Mapping[str, Any] | Retriever, corpus: Corpus)
     unknown = sorted(map(str, set(options) - set(allowed)))
     if unknown:
         raise RetrieverError(f"retriever {name!r} has no option {', '.join(unknown)}; it has {', '.join([*allowed, 'cache_entries'])}")
-    retriever = make(corpus, **options)
+    retriever = make(corpus if callable(corpus) else lambda: corpus, **options)
     return Cached(retriever, entries) if entries else retriever
 
 
 def _bm25(
-    corpus: Corpus,
+    corpus: Callable[[], Corpus],
     preset: str = "bm25s",
     k1: float | None = None,
     b: float | None = None,
@@ -71,7 +72,7 @@ def _bm25(
         raise RetrieverError(f"preset of retriever 'bm25' must be one of {', '.join(BM25_PRESETS)}, got {preset!r}")
     values = BM25_PRESETS[preset]
     return BM25Retriever(
-        corpus,
+        corpus(),
         k1=values["k1"] if k1 is None else k1,
         b=values["b"] if b is None else b,
         method=method,
@@ -82,13 +83,13 @@ def _bm25(
     )
 
 
-def _random(corpus: Corpus, seed: int = 0) -> Retriever:
+def _random(corpus: Callable[[], Corpus], seed: int = 0) -> Retriever:
     from searchqa_retrievers.controls import RandomRetriever
 
-    return RandomRetriever(corpus, seed)
+    return RandomRetriever(corpus(), seed)
 
 
-def _none(corpus: Corpus) -> Retriever:
+def _none(corpus: Callable[[], Corpus]) -> Retriever:
     from searchqa_retrievers.controls import NoRetriever
 
     return NoRetriever()

@@ -207,6 +207,13 @@ def test_the_retriever_searches_the_sets_passages(data: Path) -> None:
     assert hit.passage == PO
 
 
+def test_without_search_no_passages_are_needed() -> None:
+    source = load_custom([row("a")])
+    assert source.build_retriever({"name": "none"}).search([SearchRequest("river", 3)]) == [[]]
+    with pytest.raises(DataNotFoundError, match=r"(?s)retriever object.*from_function.*retriever='none'"):
+        source.build_retriever({"name": "bm25"})
+
+
 def test_published_files_as_they_are(tmp_path: Path) -> None:
     shards = tmp_path / "hotpotqa" / "distractor"
     shards.mkdir(parents=True)

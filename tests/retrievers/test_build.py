@@ -2,7 +2,7 @@
 
 import pytest
 
-from searchqa_retrievers import BM25Retriever, Cached, Corpus, NoRetriever, RandomRetriever, RetrieverError, build_retriever
+from searchqa_retrievers import BM25Retriever, Cached, Corpus, NoRetriever, RandomRetriever, RetrieverError, SearchRequest, build_retriever
 
 CORPUS = Corpus.from_passages([("1", "River", "Thames"), ("2", "City", "London")])
 
@@ -30,6 +30,27 @@ def test_options_reach_the_retriever():
 def test_an_object_is_returned_as_it_is():
     retriever = NoRetriever()
     assert build_retriever(retriever, CORPUS) is retriever
+
+
+@pytest.mark.parametrize(("name", "calls"), [("bm25", 1), ("random", 1), ("none", 0)])
+def test_a_corpus_given_as_a_function_is_made_only_where_it_is_needed(name, calls):
+    made = []
+
+    def corpus():
+        made.append(name)
+        return CORPUS
+
+    lazy, direct = build_retriever(name, corpus), build_retriever(name, CORPUS)
+    assert len(made) == calls
+    assert lazy.search([SearchRequest("river", 2)]) == direct.search([SearchRequest("river", 2)])
+
+
+def test_a_wrong_option_is_told_before_the_corpus_is_read():
+    def corpus():
+        raise AssertionError("read")
+
+    with pytest.raises(RetrieverError, match="no option k_1"):
+        build_retriever({"name": "bm25", "k_1": 1.0}, corpus)
 
 
 @pytest.mark.parametrize(

@@ -126,10 +126,10 @@ class DatasetSource:
             return self._corpus
 
     def build_retriever(self, config: Mapping[str, Any]) -> Retriever:
-        """The retriever ``{"name": ..., **settings}`` over this source's corpus."""
+        """The retriever ``{"name": ..., **settings}`` over this source's corpus, which is read only if that retriever needs it."""
         from searchqa_retrievers import build_retriever
 
-        return build_retriever(config, self.corpus())
+        return build_retriever(config, self.corpus)
 
     def stamp(self) -> dict[str, Any]:
         """What identifies the questions and the passages. The corpus hash is there once the corpus was needed."""
@@ -359,7 +359,8 @@ def _load_corpus(
         f"{name} has no passages: there is no corpus.jsonl[.gz] beside its questions, and the questions bring no contexts. Ways out:\n"
         "  1. corpus=<path of a .jsonl or .jsonl.gz file with id, title and text, or contents>\n"
         "  2. 'searchqa data download wiki18' (Wikipedia of 2018 in 21 million passages; it takes tens of gigabytes of disk and memory)\n"
-        "  3. a retriever that brings its own passages, such as retriever=http or a simulator."
+        "  3. a retriever object that brings its own passages (searchqa_retrievers.from_function makes one of a function)\n"
+        "  4. retriever='none', which finds nothing and needs no passages."
     )
 
 
