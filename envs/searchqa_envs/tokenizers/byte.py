@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from searchqa_envs.errors import InvalidSegmentError
+from searchqa_envs.tokenizers.table import TableTokenizer
 
 TAGS: tuple[str, ...] = (
     "<think>",
@@ -36,7 +35,7 @@ def without_surrogates(text: str) -> str:
     return _SURROGATES.sub("\ufffd", text)
 
 
-class ByteTokenizer:
+class ByteTokenizer(TableTokenizer):
     """Bytes 0 to 255, then padding (256), end of sequence (257), and the tags of the dialects (from 258 on).
 
     It needs no files. ``decode(encode(text)) == text`` for every text without lone surrogates; those become U+FFFD.
@@ -47,13 +46,12 @@ class ByteTokenizer:
     eos_id = 257
     vocab_size = 258 + len(TAGS)
     reserved = TAGS
+    longest_piece = max(map(len, TAGS))
 
     def __init__(self) -> None:
         self._tag_ids = {tag: 258 + index for index, tag in enumerate(TAGS)}
         self._split = re.compile("(" + "|".join(map(re.escape, TAGS)) + ")").split
-        pieces = [bytes([value]) for value in range(256)] + [b"", b""] + [tag.encode() for tag in TAGS]
-        # a dict, because a negative id must be an error and not the last token
-        self._pieces = dict(enumerate(pieces))
+        super().__init__([bytes([value]) for value in range(256)] + [b"", b""] + [tag.encode() for tag in TAGS])
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text; a tag of a dialect is one id."""
@@ -76,28 +74,3 @@ class ByteTokenizer:
             for index, part in enumerate(parts)
         ]
         return np.concatenate(arrays).astype(np.int32)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; bytes that are not UTF-8 become U+FFFD, padding and end of sequence become nothing."""
-        return b"".join(self.pieces(ids)).decode("utf-8", "replace")
-
-    def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """The bytes of each id; ``b""`` for padding and end of sequence.
-
-        Raises
-        ------
-        InvalidSegmentError
-            If an id is outside the vocabulary.
-        """
-        try:
-            return [self._pieces[token] for token in ids]
-        except KeyError as error:
-            raise InvalidSegmentError(
-                f"Token ids must be in [0, {self.vocab_size}); got {error.args[0]}. Sample ids from this tokenizer's vocabulary."
-            ) from None
-
-    def __deepcopy__(self, memo: dict[int, object]) -> ByteTokenizer:
-        return self
-
-    def __repr__(self) -> str:
-        return f"ByteTokenizer(vocab_size={self.vocab_size})"

@@ -11,11 +11,13 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from searchqa_envs.errors import ConfigurationError, InvalidSegmentError
+from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.byte import without_surrogates
+from searchqa_envs.tokenizers.table import longest_text, look_up, outside_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +90,13 @@ class HuggingFaceTokenizer:
         self._backend, settings = _plain_backend(source, shared)
         self._tokens_by_id = {token_id: token for token, token_id in vocabulary.items()} | added
         table = _piece_table(self._tokens_by_id, added, settings)
+        self._marks_spaces = _space_marks(settings) == {_SPACE_MARK}
 
         self.vocab_size: int = max(self._tokens_by_id) + 1
         self.eos_id: int = self._choose_eos(vocabulary, eos_token, origin)
         self.pad_id: int = self._choose_pad(vocabulary, pad_token, origin, table)
-        self.reserved: tuple[str, ...] = tuple(sorted(set(added.values())))
+        # the normaliser works on added tokens too: under lower case "<search>" finds the token "<Search>"
+        self.reserved: tuple[str, ...] = tuple(sorted({*added.values(), *map(self.normalise, added.values())} - {""}))
         self.name: str = f"{origin}@{_hash(self._tokens_by_id)}"
         self._pieces: dict[int, bytes] | None = None
         if table is not None:
@@ -122,6 +126,24 @@ class HuggingFaceTokenizer:
             return str(self._backend.decode(kept, skip_special_tokens=False))
         return str(self._source.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
+    def normalise(self, text: str) -> str:
+        """The text as it comes back from ``decode(encode(text))``, so far as the normaliser decides: under NFKC ``＜`` becomes ``<``.
+
+        Text from outside must be normalised before tags in it are looked for.
+        """
+        text = without_surrogates(text)
+        normalizer = getattr(self._backend, "normalizer", None)
+        if normalizer is not None:
+            text = normalizer.normalize_str(text)
+        return text.replace(_SPACE_MARK, " ") if self._marks_spaces else text
+
+    @cached_property
+    def longest_piece(self) -> int | None:
+        """The most characters that one id stands for; None where ids have no bytes of their own, or text is lost."""
+        if self._pieces is None or not self.lossless:
+            return None
+        return max(longest_text(list(self._pieces.values())), *map(len, self.reserved), 1)
+
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
         """The bytes of each id.
 
@@ -130,10 +152,7 @@ class HuggingFaceTokenizer:
         """
         if self._pieces is None:
             return list(self._growth(ids))
-        try:
-            return [self._pieces[token] for token in ids]
-        except KeyError as error:
-            raise self._outside(error.args[0]) from None
+        return look_up(self._pieces, ids, self.vocab_size)
 
     def chat_prompt(self, text: str) -> str | None:
         """The text as a user's message in the model's chat template, up to where the model speaks; None if it has no template."""
@@ -155,13 +174,8 @@ class HuggingFaceTokenizer:
         kept = [int(token) for token in ids if token != self.pad_id and token != self.eos_id]
         for token in kept:
             if not 0 <= token < self.vocab_size:
-                raise self._outside(token)
+                raise outside_vocabulary(token, self.vocab_size)
         return kept
-
-    def _outside(self, token: int) -> InvalidSegmentError:
-        return InvalidSegmentError(
-            f"Token ids must be in [0, {self.vocab_size}); got {token}. Sample ids from this tokenizer's vocabulary."
-        )
 
     def _choose_eos(self, vocabulary: Mapping[str, int], given: str | None, origin: str) -> int:
         if given is not None:
@@ -309,12 +323,17 @@ def _piece_table(tokens: Mapping[int, str], added: Mapping[int, str], settings: 
     if "ByteLevel" in kinds:
         values = _byte_alphabet()
         return {token_id: _byte_level(token, values) for token_id, token in tokens.items()} | literal
-    marks = {part.get("replacement") for part in decoders if part["type"] == "Metaspace"}
-    marks |= {part["pattern"].get("String") for part in decoders if part["type"] == "Replace" and part["content"] == " "}
-    if marks == {_SPACE_MARK}:
+    if _space_marks(settings) == {_SPACE_MARK}:
         fallback = "ByteFallback" in kinds
         return {token_id: _sentencepiece(token, fallback) for token_id, token in tokens.items()} | literal
     return None
+
+
+def _space_marks(settings: Mapping[str, Any]) -> set[str | None]:
+    """What the decoder turns into blanks."""
+    decoders = _components(settings.get("decoder"), "decoders")
+    marks = {part.get("replacement") for part in decoders if part["type"] == "Metaspace"}
+    return marks | {part["pattern"].get("String") for part in decoders if part["type"] == "Replace" and part["content"] == " "}
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from searchqa_envs.dialects import (
     R1_NO_SEARCH_PROMPT,
@@ -13,8 +13,8 @@ from searchqa_envs.dialects import (
     SEARCH_R1_LAST_TURN,
     SEARCH_R1_PROMPT,
 )
-from searchqa_envs.errors import InvalidSegmentError
 from searchqa_envs.tokenizers.byte import TAGS
+from searchqa_envs.tokenizers.table import TableTokenizer, longest_text
 from searchqa_envs.world.names import SYLLABLES
 from searchqa_envs.world.schema import template_texts
 
@@ -96,7 +96,7 @@ def _piece_ids(piece: str) -> Iterator[int]:
             start += 1
 
 
-class WorldTokenizer:
+class WorldTokenizer(TableTokenizer):
     """Tags, bytes, syllables and the words of the world's pages and questions, in a fixed vocabulary of a few hundred ids.
 
     A name is one id for each syllable, the same ones wherever a blank stands before it: `` Mako`` is `` Ma`` ``ko`` on its page, behind
@@ -112,34 +112,16 @@ class WorldTokenizer:
     pad_id = 0
     eos_id = 1
     reserved = (*TAGS, PAD, EOS)
+    longest_piece = longest_text(VOCABULARY)
 
     def __init__(self) -> None:
+        super().__init__(VOCABULARY)
         self._memo = _Memo()
-        self._pieces = dict(enumerate(VOCABULARY))  # a dict, because a negative id must be an error and not the last token
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without end of sequence."""
         memo = self._memo
         return [token for piece in _PIECES.findall(text) for token in memo[piece]]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; bytes that are not UTF-8 become U+FFFD, padding and end of sequence become nothing."""
-        return b"".join(self.pieces(ids)).decode("utf-8", "replace")
-
-    def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """The bytes of each id; ``b""`` for padding and end of sequence.
-
-        Raises
-        ------
-        InvalidSegmentError
-            If an id is outside the vocabulary.
-        """
-        try:
-            return [self._pieces[token] for token in ids]
-        except KeyError as error:
-            raise InvalidSegmentError(
-                f"Token ids must be in [0, {self.vocab_size}); got {error.args[0]}. Sample ids from this tokenizer's vocabulary."
-            ) from None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, WorldTokenizer) and other.name == self.name
@@ -147,11 +129,5 @@ class WorldTokenizer:
     def __hash__(self) -> int:
         return hash(self.name)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> WorldTokenizer:
-        return self
-
     def __reduce__(self) -> tuple[type[WorldTokenizer], tuple[()]]:
         return WorldTokenizer, ()
-
-    def __repr__(self) -> str:
-        return f"WorldTokenizer(vocab_size={self.vocab_size})"
