@@ -42,7 +42,7 @@ Examples:
   searchqa train                                      from nothing
   searchqa train start=shipped                        from the fine-tuned checkpoint that comes with the package
   searchqa train start=runs/.../checkpoints/sft-000350
-  searchqa train algo.lr=3e-4 seed=1
+  searchqa train algo.learning_rate=3e-4 seed=1
   searchqa train run_dir=runs/mine                    the same line again goes on from the last checkpoint
   searchqa train resume=runs/mine
   searchqa train -m seed=0,1,2                        three runs, one after the other""",

@@ -42,9 +42,11 @@ def groups_text(command: str) -> str:
     for group in GROUPS[command]:
         lines.append(f"  {group}={'|'.join(options(group))}")
         if group == "env":
-            keys = {name: [key for key, _ in _keys(conf_dir() / "env" / f"{name}.yaml") if key != "id"] for name in options("env")}
-            common = keys["hotpotqa"]
-            own = {name: ", ".join(key for key in keys[name] if key not in common) for name in ("world", "custom")}
+            common = [key for key, _ in _keys(conf_dir() / "env" / "common" / "arguments.yaml")]
+            own = {
+                name: ", ".join(key for key, _ in _keys(conf_dir() / "env" / f"{name}.yaml") if key not in ("id", *common))
+                for name in ("world", "custom")
+            }
             lines.append(f"      each with {', '.join(common[:8])},")
             lines.append(f"      {', '.join(common[8:])};")
             lines.append(f"      the world also {own['world']}; custom also {own['custom']}. For example env.top_k=5")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from searchqa_agents.hydra_app import run_app, write_config
-from searchqa_agents.settings import EvalSettings, LMAgentSettings, env_arguments, register
+from searchqa_agents.hydra_app import check_config, run_app, write_config
+from searchqa_agents.settings import EvalSettings, LMAgentSettings, check_at_least, register
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,8 +29,11 @@ def run(config: DictConfig, path: Path) -> None:
     settings = cast(EvalSettings, OmegaConf.to_object(config))
     console = Console()
     if settings.dry_run:
+        check_config(Path(settings.run_dir), config)
+        missing = check_start(settings)
         console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
-        console.print(f"Would play {_plan(settings)} and write {settings.run_dir}.", markup=False, soft_wrap=True)
+        first = f"download {missing}, " if missing is not None else ""
+        console.print(f"Would {first}play {_plan(settings)} and write {settings.run_dir}.", markup=False, soft_wrap=True)
         return
     evaluate_run(settings, config, path, console)
 
@@ -40,29 +43,62 @@ def _plan(settings: EvalSettings) -> str:
     return f"{count} of {settings.env.id} with the agent {settings.agent.kind}, {settings.samples} episode(s) each"
 
 
+def check_start(settings: EvalSettings) -> str | None:
+    """Raise what a real start would, writing nothing. Returns the data set that would have to be downloaded first, if any."""
+    from searchqa_agents.loading import build_agent, missing_data
+    from searchqa_agents.rollout import rollout
+
+    _check(settings)
+    missing = missing_data(settings.env)
+    if missing is None:
+        venv = _make_venv(settings)
+        agent = build_agent(settings.agent, venv, settings.device)
+        if not isinstance(settings.agent, LMAgentSettings):
+            rollout(venv, agent, [0])
+        venv.close()
+    return missing
+
+
+def _check(settings: EvalSettings) -> None:
+    """What can be checked before any data is loaded."""
+    from searchqa_agents.loading import check_script
+
+    check_at_least(1, questions=settings.questions, samples=settings.samples, num_envs=settings.num_envs)
+    check_at_least(0, save=settings.save)
+    if not isinstance(settings.agent, LMAgentSettings):
+        check_script("agent.kind", settings.agent.kind, settings.env)
+
+
+def _make_venv(settings: EvalSettings) -> Any:
+    from searchqa_agents.loading import checkpoint_tokenizer, make_venv
+
+    env = settings.env
+    split = env.split or ("test" if env.id.startswith("SearchQA-World") else None)
+    tokenizer = env.tokenizer
+    if tokenizer is None and isinstance(settings.agent, LMAgentSettings):
+        tokenizer = checkpoint_tokenizer(settings.agent.checkpoint)
+    return make_venv(env, settings.num_envs, split=split, tokenizer=tokenizer)
+
+
 def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console: Any) -> Evaluation:
     """Evaluate, print the table, and write the run's files."""
-    import gymnasium as gym
-
-    import searchqa_envs  # noqa: F401, registers the ids
     from searchqa_agents.evaluate import evaluate
-    from searchqa_agents.loading import agent_tokenizer, build_agent
+    from searchqa_agents.loading import build_agent
     from searchqa_agents.progress import progress
     from searchqa_agents.report import write_page
     from searchqa_agents.runs import RunFolder, run_stamp
     from searchqa_agents.table import show, stamp_line
 
-    env = settings.env
-    split = env.split or ("test" if env.id.startswith("SearchQA-World") else None)
+    _check(settings)
     with RunFolder(path) as folder:
         write_config(folder, config)
-        arguments = env_arguments(env, split=split, tokenizer=env.tokenizer or agent_tokenizer(settings.agent))
-        venv = gym.make_vec(env.id, num_envs=settings.num_envs, autoreset_mode="DISABLED", **arguments)
+        venv = _make_venv(settings)
         base: Any = venv.unwrapped
         total = len(base.source) if settings.questions is None else min(settings.questions, len(base.source))
         stamp = run_stamp(base.stamp(), seed=settings.seed, threads=settings.threads)
         stamp |= {"agent": vars(settings.agent), "samples": settings.samples, "questions_played": total}
         folder.write_json("stamp.json", stamp)
+        folder.write_tokenizer(base.tokenizer)
         agent = build_agent(settings.agent, venv, settings.device)
         temperature = settings.agent.temperature if isinstance(settings.agent, LMAgentSettings) else 0.0
         with progress(settings.name, total * settings.samples) as advance:

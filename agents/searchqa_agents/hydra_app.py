@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from searchqa_agents.runs import RunFolder, RunFolderError, check_run_folder
+from searchqa_agents.settings import with_parts
 
 CONFIG_PATH = "pkg://searchqa_conf"
 
@@ -30,7 +31,7 @@ def run_app(config_name: str, task: Callable[[Any, Path], object], line: Sequenc
     """
     import hydra
 
-    line = _with_resume(list(line))
+    line = with_parts(_with_resume(list(line)))
     dry_run = _last_value(line, "dry_run", "false").lower() in ("true", "yes", "on", "1")
     full_error, arguments = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     root = logging.getLogger()
@@ -94,17 +95,23 @@ def set_threads(threads: int | None) -> None:
 
 
 def write_config(folder: RunFolder, config: DictConfig) -> None:
-    """Write ``config.yaml``, resolved. A folder of another environment or seed is refused: its numbers must not be mixed with these."""
+    """Write ``config.yaml``, resolved, if the folder may hold this run (:func:`check_config`)."""
+    check_config(folder.path, config)
     resolved: Any = OmegaConf.to_container(config, resolve=True)
-    file = folder.path / "config.yaml"
+    folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+
+def check_config(path: Path, config: DictConfig) -> None:
+    """Refuse the folder of a run with another environment or seed: its numbers must not be mixed with these."""
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    file = path / "config.yaml"
     if file.exists():
         before: Any = OmegaConf.to_container(OmegaConf.load(file))
         different = [key for key in ("env", "seed", "agent", "start") if before.get(key) != resolved.get(key)]
         if different:
             raise RunFolderError(
-                f"{folder.path} holds a run with another {' and another '.join(different)}; choose another run_dir, or remove the folder."
+                f"{path} holds a run with another {' and another '.join(different)}; choose another run_dir, or remove the folder."
             )
-    folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
 
 
 def _last_value(line: Sequence[str], key: str, default: str) -> str:
@@ -185,7 +192,7 @@ def _known_keys() -> list[str]:
     for path in conf_dir().rglob("*.yaml"):
         group = path.parent.relative_to(conf_dir()).as_posix()
         prefix = "" if group == "." else f"{group}."
-        if not group.startswith("hydra"):
+        if not group.startswith(("hydra", "env/")):  # env's keys are those of its types
             keys.update(f"{prefix}{name}" for name in _flat(OmegaConf.load(path)))
     for group, nodes in ConfigStore.instance().repo.items():  # the types: fields that no file mentions
         if (conf_dir() / group).is_dir() and not group.startswith(("hydra", "_")):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchqa_agents.settings import AgentSettings, LMAgentSettings
+from searchqa_agents.settings import AgentSettings, EnvSettings, LMAgentSettings, env_arguments
+from searchqa_agents.tokenizer_files import saved_tokenizer
 from searchqa_envs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -40,21 +40,64 @@ def checkpoint_path(name: str) -> str | Path:
     return name
 
 
-def agent_tokenizer(agent: AgentSettings) -> str | None:
-    """The tokenizer that a language model was made with, where the configuration names none; None leaves the environment's default."""
-    if not isinstance(agent, LMAgentSettings):
+def checkpoint_tokenizer(checkpoint: str) -> str:
+    """What ``build_tokenizer`` takes for the tokenizer that a checkpoint's model was made with."""
+    return saved_tokenizer(Path(checkpoint_path(checkpoint)))
+
+
+def make_venv(env: EnvSettings, num_envs: int, **changed: Any) -> Any:
+    """The vector environment of a run; ``changed`` arguments win over the settings."""
+    import gymnasium as gym
+
+    import searchqa_envs  # noqa: F401, registers the ids
+
+    return gym.make_vec(env.id, num_envs=num_envs, autoreset_mode="DISABLED", **env_arguments(env, **changed))
+
+
+def published_set(env: EnvSettings) -> str | None:
+    """The name of the published data set that an environment plays; None for the world and for questions of your own."""
+    import gymnasium as gym
+
+    import searchqa_envs  # noqa: F401, registers the ids
+    from searchqa_envs.datasets import DATASETS
+
+    name = gym.spec(env.id).kwargs.get("dataset")
+    return name if name in DATASETS else None
+
+
+def missing_data(env: EnvSettings) -> str | None:
+    """The data set that an environment would download when it is made; None if it needs none or has it on this machine."""
+    from searchqa_envs.datasets import locate
+    from searchqa_envs.errors import DataNotFoundError
+
+    dataset = published_set(env)
+    if dataset is None:
         return None
-    path = checkpoint_path(agent.checkpoint)
-    record = Path(path) / "searchqa_tokenizer.json"
-    if record.is_file():
-        name = str(json.loads(record.read_text(encoding="utf-8"))["name"])
-        return next((own for own in ("world", "byte") if name == own or name.startswith(f"{own}-")), name)
-    return str(path)
+    try:
+        locate(dataset, env.data_dir, download=False)
+    except DataNotFoundError:
+        if env.data_dir is not None:  # then nothing is downloaded
+            raise
+        return dataset
+    return None
+
+
+def check_script(key: str, script: str, env: EnvSettings) -> None:
+    """Find before any data is loaded that a script does not exist, or needs the gold chain that published data sets lack."""
+    from searchqa_agents.scripted import NEED_CHAIN, SCRIPTS
+
+    if script not in SCRIPTS:
+        raise ConfigurationError(f"{key} must be one of {sorted(SCRIPTS)}; got {script!r}.")
+    if script in NEED_CHAIN and published_set(env) is not None:
+        others = " or ".join(name for name in SCRIPTS if name not in NEED_CHAIN)
+        raise ConfigurationError(
+            f"{key}={script} follows a question's gold chain, which {env.id} has not. Use env=world, or {key}={others}."
+        )
 
 
 def build_agent(agent: AgentSettings, venv: Any, device: str) -> LanguageModel:
-    """The agent for an environment. Raises ``ConfigurationError`` for a kind that is not known or does not fit the data set."""
-    from searchqa_agents.scripted import SCRIPTS, ScriptedAgent
+    """The agent for an environment. Raises ``ConfigurationError`` for a kind that is not known or a checkpoint that does not fit."""
+    from searchqa_agents.scripted import ScriptedAgent
 
     base = venv.unwrapped
     if isinstance(agent, LMAgentSettings):
@@ -64,8 +107,6 @@ def build_agent(agent: AgentSettings, venv: Any, device: str) -> LanguageModel:
             from searchqa_agents.policy import Policy
 
         return Policy.load(checkpoint_path(agent.checkpoint), base.tokenizer, device=chosen_device(device))
-    if agent.kind not in SCRIPTS:
-        raise ConfigurationError(f"agent.kind must be one of {[*SCRIPTS, 'lm']}; got {agent.kind!r}.")
     return ScriptedAgent.for_env(agent.kind, venv)
 
 

@@ -46,7 +46,7 @@ def make_env(overrides: Sequence[str]) -> Any:
     from omegaconf import OmegaConf
 
     import searchqa_envs  # noqa: F401, registers the ids
-    from searchqa_agents.settings import EnvSettings, env_arguments, register
+    from searchqa_agents.settings import EnvSettings, env_arguments, register, with_parts
     from searchqa_envs.wrappers import TextView
 
     register()
@@ -55,7 +55,7 @@ def make_env(overrides: Sequence[str]) -> Any:
         raise UsageError(f"play takes env=NAME and env.key=value; got {wrong[0]!r}. See `searchqa play --help`.")
     GlobalHydra.instance().clear()
     with initialize_config_module("searchqa_conf", version_base="1.3"):
-        config = compose("play", overrides=list(overrides))
+        config = compose("play", overrides=with_parts(overrides))
     settings = cast(EnvSettings, OmegaConf.to_object(config.env))
     return TextView(gym.make(settings.id, **env_arguments(settings)))
 

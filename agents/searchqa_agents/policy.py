@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from searchqa_agents.language_model import IntArray
 from searchqa_agents.models import load_model
+from searchqa_agents.tokenizer_files import save_tokenizer, saved_record
 from searchqa_agents.transformers_lm import TransformersLM
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.base import Tokenizer
+from searchqa_envs.tokenizers.huggingface import RECORD_FILE
 
-_TOKENIZER_FILE = "searchqa_tokenizer.json"
 _CHUNK_FLOATS = 2**25  # logits that are held at once: 128 MiB
 
 
@@ -120,11 +120,13 @@ class Policy(TransformersLM):
         return logprob, entropy
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model (safetensors and its configuration) and the name of its tokenizer into a folder."""
+        """Write the model (safetensors and its configuration) and its tokenizer (:func:`~searchqa_agents.tokenizer_files.save_tokenizer`)."""
         folder = Path(path)
         self.model.save_pretrained(folder)
-        record = {"name": self.tokenizer.name, "vocab_size": self.tokenizer.vocab_size}
-        (folder / _TOKENIZER_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save_tokenizer(self.tokenizer, folder)
+        mode = (folder / RECORD_FILE).stat().st_mode
+        for file in folder.glob("*.safetensors"):  # written for their owner's eyes only
+            file.chmod(mode)
 
     @classmethod
     def load(
@@ -142,12 +144,10 @@ class Policy(TransformersLM):
         ConfigurationError
             If the folder records another tokenizer than the one given.
         """
-        record_file = Path(path) / _TOKENIZER_FILE
-        if record_file.exists():
-            record = json.loads(record_file.read_text(encoding="utf-8"))
-            if (record["name"], record["vocab_size"]) != (tokenizer.name, tokenizer.vocab_size):
-                raise ConfigurationError(
-                    f"The policy in {path} was trained with tokenizer {record['name']!r} ({record['vocab_size']} ids); got {tokenizer.name!r} "
-                    f"({tokenizer.vocab_size} ids). Make the environment with the policy's tokenizer."
-                )
+        record = saved_record(Path(path))
+        if record is not None and (record["name"], record["vocab_size"]) != (tokenizer.name, tokenizer.vocab_size):
+            raise ConfigurationError(
+                f"The policy in {path} was trained with tokenizer {record['name']!r} ({record['vocab_size']} ids); got {tokenizer.name!r} "
+                f"({tokenizer.vocab_size} ids). Make the environment with the policy's tokenizer."
+            )
         return cls(load_model(path, dtype=dtype, device=device), tokenizer)

@@ -194,15 +194,17 @@ def write_page(path: Path, sets: Mapping[str, Sequence[Trajectory]] | None = Non
 
 def page_tokenizer(path: Path, stamp: Mapping[str, Any]) -> Tokenizer | None:
     """The tokenizer of a run's trajectories; None, with a warning, where it cannot be had: the page then shows segments whole."""
+    from searchqa_agents.runs import TOKENIZER_FOLDER
+    from searchqa_agents.tokenizer_files import own_tokenizer, saved_tokenizer
     from searchqa_envs.errors import SearchQAError
     from searchqa_envs.tokenizers import build_tokenizer
 
     name = str(stamp.get("tokenizer", ""))
-    own = next((own for own in ("world", "byte") if name == own or name.startswith(f"{own}-")), None)
     if not name:
         return None
+    saved = path / TOKENIZER_FOLDER
     try:
-        return build_tokenizer(own or name)
+        return build_tokenizer(saved_tokenizer(saved) if saved.is_dir() else own_tokenizer(name) or name)
     except (SearchQAError, OSError, ImportError) as error:
         logger.warning("%s: the page shows no single tokens, because the tokenizer %r cannot be had: %s", path, name, error)
         return None

@@ -6,6 +6,7 @@
         tensorboard/<phase>/        the same for TensorBoard
         checkpoints/<phase>-<step>/ the last few, the best, and those marked to be kept
         trajectories/*.jsonl.gz     episodes as tokens
+        tokenizer/                  what reads them, unless it is embedded
         summary.json                the table at the end
         learning_curve.png  report.html
 
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from searchqa_agents.trajectory import Trajectory
+    from searchqa_envs.tokenizers.base import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("searchqa-gym", "gymnasium", "numpy", "bm25s", "numba", "torch", "transformers", "hydra-core")
 METRICS_FILE = "metrics.jsonl"
+TOKENIZER_FOLDER = "tokenizer"
 
 
 class RunFolderError(SearchQAError):
@@ -129,6 +132,13 @@ class RunFolder:
         path.parent.mkdir(exist_ok=True)
         replace_file(path, lambda partial: append_trajectories(partial, trajectories), suffix=".jsonl.gz")
         return path
+
+    def write_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Keep with the trajectories what reads them, unless it is embedded."""
+        from searchqa_agents.tokenizer_files import own_tokenizer, save_tokenizer
+
+        if own_tokenizer(tokenizer.name) is None:
+            save_tokenizer(tokenizer, self.path / TOKENIZER_FOLDER)
 
     # -- metrics -------------------------------------------------------------------------------------------------------------------------
 

@@ -97,6 +97,10 @@ SCRIPTS: dict[str, Script] = {
 }
 
 
+NEED_CHAIN = ("oracle", "lazy_oracle")
+"""The scripts that play only questions with a gold chain."""
+
+
 class ScriptedAgent:
     """A script as a :class:`~searchqa_agents.language_model.LanguageModel`.
 

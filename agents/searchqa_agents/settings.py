@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed: a misspelt key of ``eval`` is fou
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -32,7 +33,7 @@ class EnvSettings:
     dialect: str | None = None
     prompt: str | None = None
     reward: Any = None
-    reward_weights: dict[str, float] | None = None
+    reward_weights: Any = None
     forced_answer: bool | None = None
     data_dir: str | None = None
 
@@ -60,7 +61,28 @@ class CustomSettings(EnvSettings):
 def env_arguments(env: EnvSettings, **changed: Any) -> dict[str, Any]:
     """What to call ``gym.make`` with, beside the id: what is not null, and ``changed``."""
     values = {f.name: getattr(env, f.name) for f in fields(env) if f.name != "id"} | changed
+    weights = values.get("reward_weights")
+    if weights is not None and not isinstance(weights, Mapping):
+        raise ConfigurationError(
+            f"env.reward_weights must be a mapping from the reward's terms to numbers, such as {{em: 2}}; got {weights!r}."
+        )
     return {name: value for name, value in values.items() if value is not None}
+
+
+MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights")
+"""Keys whose value can be a mapping with names that no file of ours lists."""
+
+
+def with_parts(line: Sequence[str]) -> list[str]:
+    """The words of a line; ``env.reward_weights.em=2`` as ``++env.reward_weights.em=2``, so that Hydra takes a name that it does not know."""
+    return [f"++{word}" if word.startswith(tuple(f"{key}." for key in MAPPINGS)) else word for word in line]
+
+
+def check_at_least(least: int, **values: int | None) -> None:
+    """Raise ``ConfigurationError`` for a count below ``least``; None stands for all and passes."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ConfigurationError(f"{name.replace('__', '.')} must be at least {least}; got {value}.")
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from searchqa_agents.hydra_app import run_app, write_config
+from searchqa_agents.hydra_app import check_config, run_app, write_config
 from searchqa_agents.settings import WarmStartSettings, register, register_training
 
 if TYPE_CHECKING:
@@ -25,16 +25,21 @@ def run(config: DictConfig, path: Path) -> None:
     from omegaconf import OmegaConf
     from rich.console import Console
 
+    from searchqa_agents.loading import make_venv
     from searchqa_agents.report import write_picture
     from searchqa_agents.runs import RunFolder, run_stamp
-    from searchqa_agents.training_run import Training, make_venv
+    from searchqa_agents.training_run import Training, check_start, prepare
 
     settings = cast(WarmStartSettings, OmegaConf.to_object(config))
     console = Console()
     if settings.dry_run:
+        check_config(Path(settings.run_dir), config)
+        missing = check_start(settings)
         console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
-        console.print(f"Would run induction warm-up and fine-tuning, and write {settings.run_dir}.", markup=False, soft_wrap=True)
+        first = f"download {missing}, then run " if missing is not None else "run "
+        console.print(f"Would {first}induction warm-up and fine-tuning, and write {settings.run_dir}.", markup=False, soft_wrap=True)
         return
+    prepare(settings)
     with RunFolder(path) as folder:
         write_config(folder, config)
         venv = make_venv(settings.env, settings.num_envs)

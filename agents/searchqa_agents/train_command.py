@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from searchqa_agents.hydra_app import run_app, write_config
+from searchqa_agents.hydra_app import check_config, run_app, write_config
 from searchqa_agents.settings import TrainSettings, register, register_training
 
 if TYPE_CHECKING:
@@ -26,12 +26,17 @@ def run(config: DictConfig, path: Path) -> None:
     from omegaconf import OmegaConf
     from rich.console import Console
 
+    from searchqa_agents.training_run import check_start
+
     settings = cast(TrainSettings, OmegaConf.to_object(config))
     console = Console()
     if settings.dry_run:
+        check_config(Path(settings.run_dir), config)
+        missing = check_start(settings)
         console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
+        first = f"download {missing}, then run " if missing is not None else "run "
         warm_start = "induction warm-up, fine-tuning, " if settings.start == "nothing" else f"from {settings.start}: "
-        console.print(f"Would run {warm_start}evaluation, GRPO, evaluation, and write {settings.run_dir}.", markup=False, soft_wrap=True)
+        console.print(f"Would {first}{warm_start}evaluation, GRPO, evaluation, and write {settings.run_dir}.", markup=False, soft_wrap=True)
         return
     try:
         train(settings, config, path, console)
@@ -42,17 +47,20 @@ def run(config: DictConfig, path: Path) -> None:
 
 def train(settings: TrainSettings, config: DictConfig, path: Path, console: Console) -> None:
     """All phases, then the table, the picture and the page."""
+    from searchqa_agents.loading import make_venv
     from searchqa_agents.report import write_page, write_picture
     from searchqa_agents.runs import RunFolder, run_stamp
     from searchqa_agents.table import show, stamp_line
-    from searchqa_agents.training_run import Training, make_venv, table_of
+    from searchqa_agents.training_run import Training, prepare, table_of
 
+    prepare(settings)
     with RunFolder(path) as folder:
         write_config(folder, config)
         venv = make_venv(settings.env, settings.num_envs)
         stamp = run_stamp(venv.unwrapped.stamp(), seed=settings.seed, threads=settings.threads)
         stamp["measured_on"] = settings.evaluation.split
         folder.write_json("stamp.json", stamp)
+        folder.write_tokenizer(venv.unwrapped.tokenizer)
         training = Training(settings, folder, venv)
         if settings.start == "nothing":
             training.run_warmup()

@@ -15,19 +15,20 @@ from transformers.utils.logging import disable_progress_bar
 from searchqa_agents.demonstrations import Batches, fresh_demonstrations
 from searchqa_agents.evaluate import evaluate
 from searchqa_agents.grpo import GRPOConfig, train_grpo
-from searchqa_agents.loading import checkpoint_path, chosen_device
+from searchqa_agents.loading import check_script, checkpoint_path, checkpoint_tokenizer, chosen_device, make_venv, missing_data
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.policy import Policy
 from searchqa_agents.progress import progress
 from searchqa_agents.rollout import draw_questions
 from searchqa_agents.runs import Checkpoint, RunFolder, RunFolderError, list_checkpoints
-from searchqa_agents.settings import EnvSettings, TrainSettings, WarmStartSettings, built, env_arguments
+from searchqa_agents.settings import TrainSettings, WarmStartSettings, built, check_at_least
 from searchqa_agents.sft import SFTConfig, train_sft
 from searchqa_agents.trajectory import Trajectory
 from searchqa_agents.warmup import WarmupConfig, train_warmup
 
 if TYPE_CHECKING:
     from searchqa_agents.optimisation import OnCheckpoint, OnStep
+    from searchqa_envs.tokenizers.base import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -35,20 +36,67 @@ PHASES = ("warmup", "sft", "grpo")
 STATE_FILE = "trainer.pt"
 
 
-def make_venv(env: EnvSettings, num_envs: int, **changed: Any) -> Any:
-    """The vector environment of a run; ``changed`` arguments win over the settings."""
-    import gymnasium as gym
+def prepare(settings: WarmStartSettings) -> None:
+    """Check what can be checked before any data is loaded, and take over the tokenizer of the checkpoint that is started from."""
+    built(WarmupConfig, settings.warmup)
+    built(SFTConfig, settings.sft)
+    check_at_least(1, num_envs=settings.num_envs)
+    if isinstance(settings, TrainSettings):
+        built(GRPOConfig, settings.algo)
+        check_at_least(1, evaluation__questions=settings.evaluation.questions)
+    start = start_of(settings)
+    if start is None:
+        check_script("demonstrations", settings.demonstrations, settings.env)
+    else:
+        settings.env.tokenizer = settings.env.tokenizer or checkpoint_tokenizer(start)
 
-    import searchqa_envs  # noqa: F401, registers the ids
 
-    return gym.make_vec(env.id, num_envs=num_envs, autoreset_mode="DISABLED", **env_arguments(env, **changed))
+def start_of(settings: WarmStartSettings) -> str | None:
+    """The checkpoint that is started from; None: from nothing."""
+    return settings.start if isinstance(settings, TrainSettings) and settings.start != "nothing" else None
+
+
+def check_phases(settings: WarmStartSettings, venv: Any) -> None:
+    """Find before the first step what would fail after minutes: no held-out split, no demonstrations for these questions."""
+    if isinstance(settings, TrainSettings):
+        make_venv(settings.env, 1, split=settings.evaluation.split).close()
+    if start_of(settings) is None:
+        demonstrations(settings, venv)(0)
+
+
+def check_start(settings: WarmStartSettings) -> str | None:
+    """Raise what a real start would, writing nothing. Returns the data set that would have to be downloaded first, if any."""
+    prepare(settings)
+    missing = missing_data(settings.env)
+    if missing is None:
+        venv = make_venv(settings.env, settings.num_envs)
+        check_phases(settings, venv)
+        first_policy(settings, venv.unwrapped.tokenizer)
+        venv.close()
+    return missing
+
+
+def demonstrations(settings: WarmStartSettings, venv: Any) -> Batches:
+    """The batches of supervised fine-tuning."""
+    sft = built(SFTConfig, settings.sft)
+    return fresh_demonstrations(venv, settings.demonstrations, batch_size=sft.batch_size, seed=sft.seed, num_worlds=sft.num_worlds)
+
+
+def first_policy(settings: WarmStartSettings, tokenizer: Tokenizer) -> Policy:
+    """The policy of the checkpoint that is started from, or a new one."""
+    disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, of files that are read and written in a moment
+    start, device = start_of(settings), chosen_device(settings.device)
+    if start is not None:
+        return Policy.load(checkpoint_path(start), tokenizer, device=device)
+    shape: dict[str, Any] = vars(settings.model)
+    model = make_tiny_model(tokenizer.vocab_size, settings.seed, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id, device=device, **shape)
+    return Policy(model, tokenizer)
 
 
 class Training:
     """The phases of one run. Each ``run_*`` method trains ``policy`` in place, skips what the last checkpoint has behind it, and logs."""
 
     def __init__(self, settings: WarmStartSettings, folder: RunFolder, venv: Any) -> None:
-        disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, of files that are written in a moment
         checkpoints = list_checkpoints(folder.path)
         self.settings = settings
         self.warmup, self.sft = built(WarmupConfig, settings.warmup), built(SFTConfig, settings.sft)
@@ -58,35 +106,10 @@ class Training:
         self.last: Checkpoint | None = checkpoints[-1] if checkpoints else None
         if self.last is not None:
             logger.warning("Going on from %s.", self.last.path)
-        self._check()
+        check_phases(settings, venv)
         folder.rewind(self.last)
-        self.policy = self._first_policy()
+        self.policy = first_policy(settings, venv.unwrapped.tokenizer)
         self.saved: Path | None = self.last.path if self.last is not None else None
-
-    def _check(self) -> None:
-        """Find before the first step what would fail after minutes: no held-out split, no demonstrations for this data set."""
-        if isinstance(self.settings, TrainSettings):
-            make_venv(self.settings.env, 1, split=self.settings.evaluation.split).close()
-            if self.settings.start != "nothing":
-                return
-        self._demonstrations()(0)
-
-    def _demonstrations(self) -> Batches:
-        return fresh_demonstrations(
-            self.venv, self.settings.demonstrations, batch_size=self.sft.batch_size, seed=self.sft.seed, num_worlds=self.sft.num_worlds
-        )
-
-    def _first_policy(self) -> Policy:
-        settings, tokenizer = self.settings, self.venv.unwrapped.tokenizer
-        device = chosen_device(settings.device)
-        start = settings.start if isinstance(settings, TrainSettings) else "nothing"
-        if start != "nothing":
-            return Policy.load(checkpoint_path(start), tokenizer, device=device)
-        shape: dict[str, Any] = vars(settings.model)
-        model = make_tiny_model(
-            tokenizer.vocab_size, settings.seed, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id, device=device, **shape
-        )
-        return Policy(model, tokenizer)
 
     # -- phases --------------------------------------------------------------------------------------------------------------------------
 
@@ -106,7 +129,8 @@ class Training:
         config = self.sft
         with self._phase("sft", config.steps, "losses/sft_loss") as (state, on_step, on_checkpoint):
             if not self._behind("sft"):
-                train_sft(self.policy, self._demonstrations(), config, on_step=on_step, on_checkpoint=on_checkpoint, state=state)
+                batches = demonstrations(self.settings, self.venv)
+                train_sft(self.policy, batches, config, on_step=on_step, on_checkpoint=on_checkpoint, state=state)
 
     def run_grpo(self, settings: TrainSettings, stamp: Mapping[str, Any]) -> None:
         """GRPO."""
@@ -179,7 +203,7 @@ class Training:
         return measures
 
 
-_TITLES = {"warmup": "induction warm-up", "sft": "fine-tuning on demonstrations", "grpo": "GRPO"}
+_TITLES = {"warmup": "induction warm-up (at most)", "sft": "fine-tuning on demonstrations", "grpo": "GRPO"}
 
 
 def measured(policy: Policy, settings: TrainSettings, title: str, stamp: Mapping[str, Any]) -> tuple[dict[str, float], list[Trajectory]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -12,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from searchqa_agents.cli import COMMANDS, main
+from searchqa_agents.cli import COMMANDS, HYDRA_COMMANDS, main
 
 CONSOLE = Path(sysconfig.get_path("scripts")) / "searchqa"
 WORLD = ("env=world", "env.num_worlds=2", "threads=1")
@@ -161,14 +165,17 @@ def test_eval_leaves_out_what_a_set_does_not_define(tmp_path: Path, capsys: pyte
 def test_every_argument_of_the_environment_is_a_key_of_every_env_option() -> None:
     import inspect
 
-    from omegaconf import OmegaConf
+    from hydra import compose, initialize_config_module
 
-    from searchqa_agents.config_help import conf_dir, options
+    from searchqa_agents.config_help import options
+    from searchqa_agents.settings import register
     from searchqa_envs.configuration import CUSTOM_OPTIONS, WORLD_OPTIONS, build_rules
 
+    register()
     common = set(inspect.signature(build_rules).parameters) - {"dataset", "options"}
     for name in options("env"):
-        keys = set(OmegaConf.load(conf_dir() / "env" / f"{name}.yaml")) - {"defaults", "id"}
+        with initialize_config_module("searchqa_conf", version_base="1.3"):
+            keys = set(compose("play", overrides=[f"env={name}"]).env) - {"id"}
         own = {"world": WORLD_OPTIONS, "custom": CUSTOM_OPTIONS}.get(name, ())
         assert keys == common | set(own), name
 
@@ -181,7 +188,156 @@ def test_overrides_reach_the_environment(tmp_path: Path) -> None:
     assert stamp["retriever"]["k1"] == 0.9
 
 
-@pytest.mark.parametrize("line", [["eval", "env=hotpotqa", "agent=search_once"], ["train", "recipe=smoke"], ["sft"]])
+@pytest.mark.parametrize(
+    ("word", "where", "expected"),
+    [
+        ("env.hops=[1,2]", ("hops",), [1, 2]),
+        ("env.hops=2", ("hops",), [2]),
+        ("env.retriever={name: bm25, k1: 0.7}", ("retriever", "k1"), 0.7),
+        ("env.retriever.name=random", ("retriever", "retriever"), "random"),
+        ("env.reward=[em, r1_searcher_stage1]", ("reward", "name"), "em+r1_searcher_stage1"),
+        ("env.reward={name: search_r1_format, structure_score: 0.3}", ("reward", "parts", 0, "options", "structure_score"), 0.3),
+        ("env.reward_weights={em:2}", ("reward", "weights"), {"em": 2.0}),
+        ("env.reward_weights.em=2", ("reward", "weights"), {"em": 2.0}),
+    ],
+)
+def test_lists_and_mappings_on_the_line_reach_the_environment(word: str, where: tuple[str, ...], expected: object, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["eval", *WORLD, word, "agent=direct", "questions=1", f"run_dir={run}"]) == 0
+    value = json.loads((run / "stamp.json").read_text())
+    for key in where:
+        value = value[key]
+    assert value == expected
+
+
+def test_reward_weights_multiply_the_reward(tmp_path: Path) -> None:
+    words = ["env.reward=search_r1_format", "env.reward_weights={em: 1.0, structure_format: 0.5}", "env.reward_weights.em=3"]
+    assert (
+        main(["eval", *WORLD, *words, "agent=direct", "questions=2", "env.reward_weights.structure_final=10", f"run_dir={tmp_path}"]) == 0
+    )
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["metrics"]["reward"] == pytest.approx(1.0)  # wrong, invalid, an answer: final_score 0.1, ten times
+
+
+def test_play_takes_the_same_overrides() -> None:
+    from searchqa_agents.play import make_env
+
+    env = make_env(["env.num_worlds=1", "env.reward_weights.em=2", "env.hops=[2]"])
+    assert env.unwrapped.rules.reward.stamp()["weights"] == {"em": 2.0}
+
+
+def example_lines(command: str) -> list[list[str]]:
+    texts = [COMMANDS[command].help, _top_level_help()]
+    lines = [re.split(r"  +", line.strip())[0] for text in texts for line in text.splitlines() if line.startswith(f"  searchqa {command}")]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+def _top_level_help() -> str:
+    written = io.StringIO()
+    with contextlib.redirect_stdout(written):
+        main(["--help"])
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("command", HYDRA_COMMANDS)
+def test_every_example_of_the_help_would_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    from searchqa_agents.settings import register
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SEARCHQA_DATA", raising=False)
+    monkeypatch.setenv("SEARCHQA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "runs" / "mine" / ".hydra").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / ".hydra" / "overrides.yaml").write_text("[]\n")
+    register()
+    with initialize_config_module("searchqa_conf", version_base="1.3"):
+        OmegaConf.save({"env": compose("play").env, "seed": 0, "start": "nothing"}, tmp_path / "runs" / "mine" / "config.yaml")
+    lines = example_lines(command)
+    assert len(lines) >= 2
+    quick = [] if command == "eval" else ["sft.batch_size=2", "sft.num_worlds=1"]
+    for line in lines:
+        here = [re.sub(r"=runs/\.\.\./.*", "=shipped", word) for word in line]
+        assert main([*here, *quick, "dry_run=true", "threads=1"]) == 0, line
+
+
+def test_every_example_of_play_composes() -> None:
+    from hydra import compose, initialize_config_module
+
+    from searchqa_agents.settings import register
+
+    register()
+    lines = example_lines("play")
+    assert len(lines) >= 2
+    for line in lines:
+        with initialize_config_module("searchqa_conf", version_base="1.3"):
+            compose("play", overrides=line[1:])
+
+
+@pytest.mark.parametrize("word", ["questions=0", "questions=-3", "samples=0", "num_envs=0", "save=-1"])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_counts_below_one_are_refused(
+    word: str, dry_run: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", *WORLD, "run_dir=run", word, f"dry_run={dry_run}"]) == 1
+    key, _, value = word.partition("=")
+    assert f"searchqa: {key} must be at least" in (said := capsys.readouterr().err)
+    assert f"got {value}." in said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["train", "env=hotpotqa"], "gold chain"),
+        (["sft", "env=musique"], "gold chain"),
+        (["eval", "env=nq", "agent=oracle"], "gold chain"),
+        (["train", "start=runs/nope"], "runs/nope holds no model"),
+        (["train", "start=./runs/nowhere"], "no folder ./runs/nowhere"),
+        (["train", "start=shipped", "env.tokenizer=byte"], "trained with tokenizer"),
+        (["train", "recipe=smoke", "evaluation.split=spring"], "spring"),
+        (["train", "recipe=smoke", "evaluation.questions=0"], "evaluation.questions must be at least 1"),
+        (["train", "recipe=smoke", "algo.kl_estimator=k7"], "k7"),
+        (["sft", "demonstrations=search_twice"], "search_twice"),
+        (["sft", "env.preset=brutal"], "brutal"),
+        (["eval", "agent=lm", "agent.checkpoint=./nowhere"], "no folder ./nowhere"),
+        (["eval", "env=nq", "env.data_dir=nothing", "agent=direct"], "nothing"),
+        (["eval", "env=custom", "env.questions=missing.jsonl"], "missing.jsonl"),
+        (["eval", "run_dir=runs/other"], "another seed"),
+        (["train", "run_dir=runs/other"], "another seed"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_real_start_refuses(
+    line: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SEARCHQA_DATA", raising=False)
+    monkeypatch.setenv("SEARCHQA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "runs" / "nope").mkdir(parents=True)
+    (tmp_path / "runs" / "other").mkdir()
+    (tmp_path / "runs" / "other" / "config.yaml").write_text("seed: 17\n")
+    before = sorted(tmp_path.rglob("*"))
+    for words in ([*line, "dry_run=true"], line):
+        assert main(words) == 1, words
+        shown = capsys.readouterr()
+        assert said in shown.err
+        assert "Would" not in shown.out
+        if "dry_run=true" in words:
+            assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_downloads_nothing_and_says_what_a_real_one_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SEARCHQA_DATA", raising=False)
+    monkeypatch.setenv("SEARCHQA_CACHE", str(tmp_path / "cache"))
+    assert main(["train", "env=hotpotqa", "start=shipped", "dry_run=true"]) == 0
+    assert "Would download hotpotqa, then run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", [["eval", "env=world", "agent=lm"], ["train", "recipe=smoke"], ["sft"]])
 def test_dry_run_prints_the_configuration_and_leaves_nothing(
     line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -223,3 +228,48 @@ def test_a_checkpoint_of_a_run_can_be_evaluated_and_started_from(
     assert "exact match" in capsys.readouterr().out
     assert main([*SMOKE, f"start={checkpoint}", f"run_dir={tmp_path / 'train'}"]) == 0
     assert {line["phase"] for line in read_metrics(tmp_path / "train")} == {"before", "grpo", "after"}
+
+
+def test_report_of_two_runs_prints_mean_and_interval(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    assert main([*SMOKE, "seed=1", f"run_dir={other}"]) == 0
+    assert "induction warm-up (at most): " in capsys.readouterr().err  # of max_steps, before which it mostly ends
+    assert main(["report", str(whole_run), str(other)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Mean over 2 runs (seeds 0, 1)" in said
+    assert "95% interval" in said
+    assert re.search(r"2-hop exact match, greedy, after │ \d\.\d{3} │ -?\d\.\d{3} to \d\.\d{3} │", said), said
+
+
+SFT = (
+    *("sft", "threads=1", "env.num_worlds=20", "env.max_turns=2", "env.max_segment_tokens=12", "sft.steps=3", "sft.batch_size=4"),
+    *("model.hidden_size=32", "model.num_heads=2", "model.feed_forward_size=64"),
+    *("warmup.target_loss=100.0", "warmup.max_steps=4", "warmup.check_every=2", "warmup.batch_size=4"),
+)
+
+
+def test_two_fine_tunings_give_the_same_bytes_and_nothing_but_the_model(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        for name in ("a", "b"):
+            assert main([*SFT, f"run_dir={tmp_path / name}"]) == 0
+    finally:
+        os.umask(before)
+    folders = [tmp_path / name / "model" for name in ("a", "b")]
+    names = ["config.json", "generation_config.json", "model.safetensors", "searchqa_tokenizer.json"]
+    for folder in folders:
+        assert sorted(path.name for path in folder.iterdir()) == names
+        assert all(stat.S_IMODE(path.stat().st_mode) == 0o644 for path in folder.iterdir())
+    for name in names:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_fine_tunings_in_processes_of_their_own_give_the_same_bytes(tmp_path: Path) -> None:
+    """With the full model, as `make checkpoint` runs it, only shorter."""
+    words = ["warmup.max_steps=40", "warmup.target_loss=100.0", "warmup.check_every=20", "sft.steps=20", "threads=1", "seed=3"]
+    for name in ("a", "b"):
+        code = "import sys; from searchqa_agents.cli import main; sys.exit(main(sys.argv[1:]))"
+        subprocess.run([sys.executable, "-c", code, "sft", *words, f"run_dir={tmp_path / name}"], check=True, timeout=600)
+    ours, theirs = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("a", "b"))
+    assert ours == theirs

@@ -21,6 +21,9 @@ from searchqa_envs.tokenizers.table import longest_text, look_up, outside_vocabu
 
 logger = logging.getLogger(__name__)
 
+RECORD_FILE = "searchqa_tokenizer.json"
+"""In the folder of a saved tokenizer: its name, and which tokens are padding and end of sequence."""
+
 _EOS_NAMES = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "</s>", "<eos>", "[EOS]", "[SEP]")
 _PAD_NAMES = (
     "<|pad|>",
@@ -84,6 +87,10 @@ class HuggingFaceTokenizer:
     ) -> None:
         shared = is_huggingface(tokenizer)
         source, origin = _load(tokenizer, revision)
+        saved = _saved_record(tokenizer)
+        if saved is not None:
+            origin = saved["name"].rpartition("@")[0]
+            pad_token, eos_token = pad_token or saved["pad_token"], eos_token or saved["eos_token"]
         vocabulary: dict[str, int] = source.get_vocab()
         added = _added_tokens(source)
         self._source = source
@@ -160,6 +167,22 @@ class HuggingFaceTokenizer:
             return None
         return str(self._source.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True))
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the tokenizer into a folder. ``HuggingFaceTokenizer(path)`` is the same again: name, padding, end of sequence."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        if hasattr(self._source, "save_pretrained"):
+            self._source.save_pretrained(folder)
+        else:
+            self._source.save(str(folder / "tokenizer.json"))
+        record = {
+            "name": self.name,
+            "vocab_size": self.vocab_size,
+            "pad_token": self._tokens_by_id[self.pad_id],
+            "eos_token": self._tokens_by_id[self.eos_id],
+        }
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
     def _growth(self, ids: Sequence[int]) -> Iterator[bytes]:
         known = ""
         for end in range(1, len(ids) + 1):
@@ -232,6 +255,13 @@ def _load(tokenizer: Any, revision: str | None) -> tuple[Any, str]:
     if path.is_file():
         return _load_file(path), path.parent.resolve().name if path.name == "tokenizer.json" else path.stem
     is_folder = path.is_dir()
+    if (
+        is_folder
+        and (path / "tokenizer.json").is_file()
+        and (path / RECORD_FILE).is_file()
+        and not (path / "tokenizer_config.json").is_file()
+    ):
+        return _load_file(path / "tokenizer.json"), path.resolve().name  # saved by us, of an object of ``tokenizers``
     if not is_folder and (text.startswith((".", "~", os.sep)) or text.endswith(".json") or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text)):
         raise ConfigurationError(f"tokenizer names the path {text!r}, which does not exist. {_WAYS}")
     try:
@@ -246,6 +276,14 @@ def _load(tokenizer: Any, revision: str | None) -> tuple[Any, str]:
         where = "the folder" if is_folder else "the model hub or its cache"
         raise ConfigurationError(f"The tokenizer {text!r} cannot be loaded from {where}: {error} {_WAYS}") from error
     return loaded, path.resolve().name if is_folder else text
+
+
+def _saved_record(tokenizer: Any) -> dict[str, Any] | None:
+    """What :meth:`HuggingFaceTokenizer.save` noted in a folder; None for anything else."""
+    if not isinstance(tokenizer, (str, os.PathLike)) or not (Path(tokenizer) / RECORD_FILE).is_file():
+        return None
+    record: dict[str, Any] = json.loads((Path(tokenizer) / RECORD_FILE).read_text(encoding="utf-8"))
+    return record if "pad_token" in record else None
 
 
 _WAYS = (
