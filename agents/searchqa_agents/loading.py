@@ -82,8 +82,11 @@ def missing_data(env: EnvSettings) -> str | None:
     return None
 
 
-def check_script(key: str, script: str, env: EnvSettings) -> None:
-    """Find before any data is loaded that a script does not exist, or needs the gold chain that published data sets lack."""
+def check_script(key: str, script: str, env: EnvSettings, instead: str = "env=world") -> None:
+    """Find before any data is loaded that a script does not exist, or needs the gold chain that published data sets lack.
+
+    ``instead`` is the way out that the message names first.
+    """
     from searchqa_agents.scripted import NEED_CHAIN, SCRIPTS
 
     if script not in SCRIPTS:
@@ -91,7 +94,7 @@ def check_script(key: str, script: str, env: EnvSettings) -> None:
     if script in NEED_CHAIN and published_set(env) is not None:
         others = " or ".join(name for name in SCRIPTS if name not in NEED_CHAIN)
         raise ConfigurationError(
-            f"{key}={script} follows a question's gold chain, which {env.id} has not. Use env=world, or {key}={others}."
+            f"{key}={script} follows a question's gold chain, which {env.id} has not. Use {instead}, or {key}={others}."
         )
 
 

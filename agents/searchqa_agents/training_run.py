@@ -46,7 +46,8 @@ def prepare(settings: WarmStartSettings) -> None:
         check_at_least(1, evaluation__questions=settings.evaluation.questions)
     start = start_of(settings)
     if start is None:
-        check_script("demonstrations", settings.demonstrations, settings.env)
+        instead = "env=world, start=<checkpoint>" if isinstance(settings, TrainSettings) else "env=world"
+        check_script("demonstrations", settings.demonstrations, settings.env, instead)
     else:
         settings.env.tokenizer = settings.env.tokenizer or checkpoint_tokenizer(start)
 

@@ -290,7 +290,7 @@ def test_counts_below_one_are_refused(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["train", "env=hotpotqa"], "gold chain"),
+        (["train", "env=hotpotqa"], "Use env=world, start=<checkpoint>, or demonstrations=direct or search_once"),
         (["sft", "env=musique"], "gold chain"),
         (["eval", "env=nq", "agent=oracle"], "gold chain"),
         (["train", "start=runs/nope"], "runs/nope holds no model"),
