@@ -93,10 +93,15 @@ class Rules:
             return str(chat(text) or text)
         return text
 
-    def defused(self, text: str) -> str:
-        """Text from outside without tags and control tokens, as the tokenizer will read it."""
+    def defused(self, text: str, longest: int | None = None) -> str:
+        """Text from outside without tags and control tokens, as the tokenizer will read it, cut to what ``longest`` ids can hold at most."""
         normalise = getattr(self.tokenizer, "normalise", None)
-        return neutralise(normalise(text) if normalise is not None else text, self.reserved)
+        if normalise is not None:
+            text = normalise(text)
+        longest_piece = getattr(self.tokenizer, "longest_piece", None)
+        if longest is not None and longest_piece is not None:
+            text = text[: longest * longest_piece]  # encoding a whole book, to learn that it does not fit, takes seconds
+        return neutralise(text, self.reserved)
 
     def _frame(self, documents: str, announcement: str = "") -> str:
         dialect = self.dialect
@@ -110,10 +115,7 @@ class Rules:
     def information(self, passages: Sequence[Passage], announcement: str, room: int) -> tuple[str, NDArray[np.int32]] | None:
         """Text and ids of retrieved passages in at most ``room`` ids. Passage text is cut to fit, tags never; None if not even they fit."""
         documents = "".join(self.dialect.document_text(i, passage, self.quoted_titles) for i, passage in enumerate(passages, start=1))
-        longest_piece = getattr(self.tokenizer, "longest_piece", None)
-        if longest_piece is not None:
-            documents = documents[: room * longest_piece]  # more cannot fit; encoding a whole book to learn that takes seconds
-        documents = self.defused(documents)
+        documents = self.defused(documents, longest=room)
         if not self.dialect.before_documents:
             documents = documents.strip()  # as Search-R1 does; R1-Searcher keeps the last line break
         text = self._frame(documents, announcement)

@@ -181,7 +181,8 @@ def test_processes_that_start_together_build_once(tmp_path):
         assert first.stdout.readline() == "building\n"
         second = start(folder, 1)
         try:
-            outputs = [first.communicate(timeout=60)[0], second.communicate(timeout=60)[0]]
+            # read, not communicate: readline may hold more than its line back in the buffer
+            outputs = [first.stdout.read(), second.stdout.read()]
         finally:
             second.kill()
             second.communicate()
