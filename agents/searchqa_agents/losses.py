@@ -120,7 +120,8 @@ def sequence_ratio_loss(
     clip_coef, clip_coef_high
         Ratios are clipped to ``1 - clip_coef`` and ``1 + clip_coef_high`` (None: ``clip_coef``).
     weights
-        float[N], factor of each token's loss before the mean over its sequence.
+        float[N], factor of each token's loss before the mean over its sequence; one value per sequence, repeated, keeps one ratio of loss and
+        gradient for all its tokens.
     mask
         [N], 0 leaves a token out, of the length too.
 
