@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchqa_agents.advantages import (
@@ -262,6 +262,7 @@ def naive_gae(rewards, values, sequence, gamma, lam):
     return advantages
 
 
+@settings(deadline=None)
 @given(batches(), discounts, discounts)
 def test_gae_is_its_definition(batch, gamma, lam):
     rewards, values, sequence, _ = batch
@@ -270,12 +271,14 @@ def test_gae_is_its_definition(batch, gamma, lam):
     close(estimate.returns - values, estimate.advantages)
 
 
+@settings(deadline=None)
 @given(batches(), discounts)
 def test_gae_at_lambda_one_is_the_return_minus_the_value(batch, gamma):
     rewards, values, sequence, _ = batch
     close(gae(rewards, values, sequence, gamma, 1.0).returns, discounted_returns(rewards, sequence, gamma))
 
 
+@settings(deadline=None)
 @given(batches(), discounts, discounts)
 def test_segment_gae_is_gae_where_every_segment_has_one_token(batch, gamma, lam):
     rewards, values, sequence, _ = batch
@@ -284,6 +287,7 @@ def test_segment_gae_is_gae_where_every_segment_has_one_token(batch, gamma, lam)
         assert torch.equal(one, other)
 
 
+@settings(deadline=None)
 @given(batches(), discounts, discounts)
 def test_segment_gae_gives_all_tokens_of_a_segment_the_estimate_of_its_step(batch, gamma, lam):
     rewards, values, sequence, segments = batch
@@ -301,6 +305,7 @@ def test_segment_gae_gives_all_tokens_of_a_segment_the_estimate_of_its_step(batc
         close(estimate.returns[at], (advantage + values[at[0]]).expand(len(at)))
 
 
+@settings(deadline=None)
 @given(batches(), st.permutations(range(5)))
 def test_the_order_of_trajectories_changes_nothing(batch, order):
     rewards, values, sequence, segments = batch
@@ -319,6 +324,7 @@ def test_the_order_of_trajectories_changes_nothing(batch, order):
         assert torch.equal(plain[moved], again)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(numbers, st.booleans()), min_size=2, max_size=50))
 def test_whitened_values_have_mean_zero_and_standard_deviation_one(pairs):
     values, mask = double(*(v for v, _ in pairs)), torch.tensor([m for _, m in pairs])
@@ -331,6 +337,7 @@ def test_whitened_values_have_mean_zero_and_standard_deviation_one(pairs):
     close(whiten(values.masked_fill(~mask, math.nan), mask), whitened)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(numbers, st.integers(0, 3)), min_size=1, max_size=30))
 def test_group_estimators_are_their_definitions(pairs):
     rewards, groups = double(*(r for r, _ in pairs)), ids(*(g for _, g in pairs))
@@ -344,6 +351,7 @@ def test_group_estimators_are_their_definitions(pairs):
         close(group_baseline_advantages(rewards, groups)[i], rewards[i] - rewards[same].mean())
 
 
+@settings(deadline=None)
 @given(batches())
 def test_state_groups_are_their_definition(batch):
     rewards, _, sequence, segments = batch

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchqa_agents.losses import (
@@ -427,6 +427,7 @@ def naive(name, x, old, a, s, w, m):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@settings(deadline=None)
 @given(batch=tokens())
 def test_values_and_gradients_are_those_of_a_naive_loop(name, batch):
     new, *rest = batch
@@ -439,6 +440,7 @@ def test_values_and_gradients_are_those_of_a_naive_loop(name, batch):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@settings(deadline=None)
 @given(batch=tokens(), outside=st.sampled_from([5.0, math.inf, -math.inf, math.nan]))
 def test_masked_tokens_have_no_value_and_no_gradient_even_when_infinite(name, batch, outside):
     new, old, advantages, sequence, weights, mask = batch
@@ -453,6 +455,7 @@ def test_masked_tokens_have_no_value_and_no_gradient_even_when_infinite(name, ba
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@settings(deadline=None)
 @given(batch=tokens(), split=st.integers(0, 3), how=st.sampled_from(["token-mean", "sequence-mean", "constant-length"]))
 def test_micro_batches_of_whole_sequences_add_up_to_the_batch(name, batch, split, how):
     new, old, advantages, sequence, factors, mask = batch
@@ -468,6 +471,7 @@ def test_micro_batches_of_whole_sequences_add_up_to_the_batch(name, batch, split
     close(parts, gradient)
 
 
+@settings(deadline=None)
 @given(tokens())
 def test_token_weights_give_the_means_they_are_named_after(batch):
     values, _, _, sequence, _, mask = batch
@@ -482,6 +486,7 @@ def test_token_weights_give_the_means_they_are_named_after(batch):
     close((token_weights(sequence, "token-mean", mask=mask) * values).sum() / number, values[mask].mean())
 
 
+@settings(deadline=None)
 @given(tokens(), st.permutations(range(4)))
 def test_the_order_and_names_of_sequences_change_nothing(batch, order):
     new, old, advantages, sequence, weights, mask = batch
@@ -495,6 +500,7 @@ def test_the_order_and_names_of_sequences_change_nothing(batch, order):
         close(gradient[moved], its_gradient)
 
 
+@settings(deadline=None)
 @given(tokens())
 def test_reinforce_has_the_gradient_of_the_clipped_loss_at_ratio_one(batch):
     new, _, advantages, *_ = batch
@@ -503,6 +509,7 @@ def test_reinforce_has_the_gradient_of_the_clipped_loss_at_ratio_one(batch):
     close(one, other)
 
 
+@settings(deadline=None)
 @given(tokens(smallest=4))
 def test_penalised_rewards_sum_to_the_reward_minus_the_penalty(batch):
     new, reference, advantages, sequence, _, _ = batch
