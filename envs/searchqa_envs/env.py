@@ -11,19 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from searchqa_envs.configuration import build_rules
-from searchqa_envs.dialects import Dialect
 from searchqa_envs.episode import Step
 from searchqa_envs.episode_types import EpisodeView
 from searchqa_envs.errors import ConfigurationError
-from searchqa_envs.questions import QuestionSource
 from searchqa_envs.rendering import render_episode
-from searchqa_envs.rules import Rules
+from searchqa_envs.rules import HasRules, Rules
 from searchqa_envs.slot import EpisodeSlot
 from searchqa_envs.spaces import TokenSequence
-from searchqa_envs.tokenizers.base import Tokenizer
 
 
-class SearchQAEnv(gym.Env[NDArray[np.int32], ArrayLike]):
+class SearchQAEnv(HasRules, gym.Env[NDArray[np.int32], ArrayLike]):
     """A policy answers a question in several turns, searching as often as it likes within its budget.
 
     ## Description
@@ -92,29 +89,9 @@ class SearchQAEnv(gym.Env[NDArray[np.int32], ArrayLike]):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigurationError(f"render_mode must be one of {self.metadata['render_modes']} or None; got {render_mode!r}.")
         self.render_mode = render_mode
-        self.rules: Rules = build_rules(dataset, **arguments)
+        self.rules = build_rules(dataset, **arguments)
         self._slot = EpisodeSlot(self.rules)
         self.observation_space, self.action_space = token_spaces(self.rules)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """``encode``, ``decode``, ``vocab_size``, ``pad_id``, ``eos_id``."""
-        return self.rules.tokenizer
-
-    @property
-    def dialect(self) -> Dialect:
-        """Tags, prompt and rules."""
-        return self.rules.dialect
-
-    @property
-    def source(self) -> QuestionSource:
-        """The questions."""
-        return self.rules.source
-
-    @property
-    def max_segment_tokens(self) -> int:
-        """The longest segment."""
-        return self.rules.max_segment_tokens
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.int32], dict[str, Any]]:
         """Begin an episode; see the class for ``options``."""
@@ -135,10 +112,6 @@ class SearchQAEnv(gym.Env[NDArray[np.int32], ArrayLike]):
         self._show()
         return result
 
-    def set_progress(self, step: int, total: int) -> None:
-        """Feed the schedules of reward and retriever; trainers call it before each rollout."""
-        self.rules.set_progress(step, total)
-
     def get_state(self) -> dict[str, Any]:
         """The whole state as plain values: question, tokens, turns, order, RNG, progress. :meth:`set_state` continues from it identically."""
         return self._slot.get_state(self.np_random)
@@ -150,10 +123,6 @@ class SearchQAEnv(gym.Env[NDArray[np.int32], ArrayLike]):
     def episode_view(self) -> EpisodeView:
         """The current episode as text and typed data."""
         return self._slot.current().view()
-
-    def stamp(self) -> dict[str, Any]:
-        """What a number measured here needs to be comparable."""
-        return environment_stamp(self.rules)
 
     def render(self) -> str | None:
         """The episode so far as text ("ansi"); nothing in "human" mode, which writes as it goes."""
@@ -172,26 +141,3 @@ def token_spaces(rules: Rules) -> tuple[TokenSequence, TokenSequence]:
     """Observation and action space."""
     vocab_size = rules.tokenizer.vocab_size
     return TokenSequence(vocab_size, 1, rules.max_context_tokens), TokenSequence(vocab_size, 0, rules.max_segment_tokens)
-
-
-def environment_stamp(rules: Rules) -> dict[str, Any]:
-    """Data set, retriever, tokenizer, dialect, reward, budgets and package version, as plain values."""
-    from importlib.metadata import version
-
-    retriever = rules.retriever
-    described = retriever.stamp() if hasattr(retriever, "stamp") else {"name": getattr(retriever, "name", type(retriever).__name__)}
-    return {
-        **rules.source.stamp(),
-        "retriever": described,
-        "top_k": rules.top_k,
-        "dialect": rules.dialect.name,
-        "prompt": rules.prompt,
-        "reward": rules.reward.stamp(),
-        "tokenizer": rules.tokenizer.name,
-        "max_turns": rules.max_turns,
-        "max_segment_tokens": rules.max_segment_tokens,
-        "max_observation_tokens": rules.max_observation_tokens,
-        "max_context_tokens": rules.max_context_tokens,
-        "forced_answer": rules.forced_answer,
-        "searchqa_gym": version("searchqa-gym"),
-    }

@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,6 +81,28 @@ class Rules:
         schedule = getattr(self.retriever, "set_progress", None)
         if schedule is not None:
             schedule(int(step), int(total))
+
+    def stamp(self) -> dict[str, Any]:
+        """Data set, retriever, tokenizer, dialect, reward, budgets and package version, as plain values."""
+        from importlib.metadata import version
+
+        retriever = self.retriever
+        described = retriever.stamp() if hasattr(retriever, "stamp") else {"name": getattr(retriever, "name", type(retriever).__name__)}
+        return {
+            **self.source.stamp(),
+            "retriever": described,
+            "top_k": self.top_k,
+            "dialect": self.dialect.name,
+            "prompt": self.prompt,
+            "reward": self.reward.stamp(),
+            "tokenizer": self.tokenizer.name,
+            "max_turns": self.max_turns,
+            "max_segment_tokens": self.max_segment_tokens,
+            "max_observation_tokens": self.max_observation_tokens,
+            "max_context_tokens": self.max_context_tokens,
+            "forced_answer": self.forced_answer,
+            "searchqa_gym": version("searchqa-gym"),
+        }
 
     # -- text from outside ---------------------------------------------------------------------------------------------------------------
 
@@ -212,3 +235,37 @@ class Rules:
             return answers, None, time.perf_counter() - started
         by_key = dict(zip(dict.fromkeys(reversed(keys)), answers, strict=True))
         return [by_key[key] for key in keys], None, time.perf_counter() - started
+
+
+class HasRules:
+    """What the single and the vector environment tell about their rules."""
+
+    rules: Rules
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """``encode``, ``decode``, ``vocab_size``, ``pad_id``, ``eos_id``."""
+        return self.rules.tokenizer
+
+    @property
+    def dialect(self) -> Dialect:
+        """Tags, prompt and rules."""
+        return self.rules.dialect
+
+    @property
+    def source(self) -> QuestionSource:
+        """The questions."""
+        return self.rules.source
+
+    @property
+    def max_segment_tokens(self) -> int:
+        """The longest segment."""
+        return self.rules.max_segment_tokens
+
+    def set_progress(self, step: int, total: int) -> None:
+        """Feed the schedules of reward and retriever; trainers call it before each rollout."""
+        self.rules.set_progress(step, total)
+
+    def stamp(self) -> dict[str, Any]:
+        """What a number measured here needs to be comparable."""
+        return self.rules.stamp()

@@ -12,21 +12,18 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from searchqa_envs.configuration import build_rules
-from searchqa_envs.dialects import Dialect
-from searchqa_envs.env import environment_stamp, token_spaces
+from searchqa_envs.env import token_spaces
 from searchqa_envs.episode import Step
 from searchqa_envs.errors import ConfigurationError, EpisodeStateError
-from searchqa_envs.questions import QuestionSource
 from searchqa_envs.rendering import render_episode
-from searchqa_envs.rules import positive_integer
+from searchqa_envs.rules import HasRules, positive_integer
 from searchqa_envs.slot import EpisodeSlot
-from searchqa_envs.tokenizers.base import Tokenizer
 
 Observations = tuple[NDArray[np.int32], ...]
 SubsetStep = tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], tuple[dict[str, Any], ...]]
 
 
-class SearchQAVectorEnv(VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.float64]]):
+class SearchQAVectorEnv(HasRules, VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.float64]]):
     """``num_envs`` places where :class:`SearchQAEnv`'s episodes are played; same arguments, identical episodes.
 
     Observations and actions are tuples of 1-D integer arrays. All searches of a step go to the retriever in one call, equal ones once.
@@ -68,26 +65,6 @@ class SearchQAVectorEnv(VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.
         self.single_observation_space, self.single_action_space = token_spaces(self.rules)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """``encode``, ``decode``, ``vocab_size``, ``pad_id``, ``eos_id``."""
-        return self.rules.tokenizer
-
-    @property
-    def dialect(self) -> Dialect:
-        """Tags, prompt and rules."""
-        return self.rules.dialect
-
-    @property
-    def source(self) -> QuestionSource:
-        """The questions."""
-        return self.rules.source
-
-    @property
-    def max_segment_tokens(self) -> int:
-        """The longest segment."""
-        return self.rules.max_segment_tokens
 
     # -- subsets -------------------------------------------------------------------------------------------------------------------------
 
@@ -213,10 +190,6 @@ class SearchQAVectorEnv(VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.
         observations, rewards, terminated, truncated, infos = self.step_at(range(self.num_envs), list(actions))
         return observations, rewards, terminated, truncated, columns(infos)
 
-    def set_progress(self, step: int, total: int) -> None:
-        """Feed the schedules of reward and retriever; trainers call it before each rollout."""
-        self.rules.set_progress(step, total)
-
     def get_state_at(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """States as ``SearchQAEnv.get_state`` gives them, one per index."""
         return [self._slots[i].get_state(self._generators[i]) for i in self._checked_indices(indices)]
@@ -237,10 +210,6 @@ class SearchQAVectorEnv(VectorEnv[Observations, Sequence[ArrayLike], NDArray[np.
                 f"This state holds {len(state['environments'])} environments; this vector environment has {self.num_envs}."
             )
         self.set_state_at(range(self.num_envs), state["environments"])
-
-    def stamp(self) -> dict[str, Any]:
-        """What a number measured here needs to be comparable."""
-        return environment_stamp(self.rules)
 
     def render(self) -> tuple[str, ...] | None:
         """The episodes so far as text, in mode "ansi"."""
