@@ -99,9 +99,11 @@ class Episode:
         self._pending: tuple[NDArray[np.int32], str, Action] | None = None
 
     @classmethod
-    def begin(cls, rules: Rules, question: Question, seed: int) -> Episode:
-        """A fresh episode: the prompt is its context."""
+    def begin(cls, rules: Rules, question: Question, seed: int, ended: Episode | None = None) -> Episode:
+        """A fresh episode: the prompt is its context. It takes over the buffers of ``ended``, an episode that nobody continues."""
         episode = cls(rules, question, seed)
+        if ended is not None:
+            episode._tokens, episode._mask = ended._tokens, ended._mask
         episode.prompt = rules.prompt_text(question)
         ids = rules.encode(episode.prompt)
         if len(ids) + rules.max_segment_tokens > rules.max_context_tokens:

@@ -34,7 +34,7 @@ class EpisodeSlot:
         index = self.chosen_index(options)
         if index is None:
             index = self._next_index(rng)
-        self.episode = Episode.begin(self.rules, self.rules.source[index], seed=int(rng.integers(2**31)))
+        self.episode = Episode.begin(self.rules, self.rules.source[index], seed=int(rng.integers(2**31)), ended=self.episode)
         return self.episode.opening()
 
     def chosen_index(self, options: Mapping[str, Any] | None) -> int | None:

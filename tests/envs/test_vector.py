@@ -270,3 +270,21 @@ def test_rendering_and_bad_modes(small_data: Path) -> None:
     with pytest.raises(ConfigurationError, match="autoreset_mode"):
         SearchQAVectorEnv("hotpotqa", autoreset_mode="never", data_dir=str(small_data))
     assert SearchQAVectorEnv("hotpotqa", autoreset_mode="same_step", data_dir=str(small_data)).autoreset_mode is AutoresetMode.SAME_STEP
+
+
+def test_a_place_that_is_used_again_shows_nothing_of_the_episode_before(small_data: Path) -> None:
+    """Buffers pass from one episode to the next; what was handed out, and what a failed reset leaves, must not change."""
+    env = make_vector(small_data, 1)
+    env.reset_at([0], options={"question_id": ["q1"]})
+    long = env.tokenizer.encode("<search> Poland Vistula Curie </search>")
+    first, *_, infos = env.step_at([0], [long])
+    kept, mask = first[0].copy(), infos[0]["turn_record"].loss_mask.copy()
+    again, _ = env.reset_at([0], options={"question_id": ["q4"]})
+    fresh, _ = make_vector(small_data, 1).reset_at([0], options={"question_id": ["q4"]})
+    assert np.array_equal(again[0], fresh[0])
+    assert np.array_equal(first[0], kept)
+    assert np.array_equal(infos[0]["turn_record"].loss_mask, mask)
+    before = env.get_state_at([0])[0]["episode"]
+    with pytest.raises(UnknownQuestionError):
+        env.reset_at([0], options={"question_id": ["none"]})
+    assert env.get_state_at([0])[0]["episode"] == before
