@@ -153,7 +153,7 @@ def open_or_build(folder: Path, build: Callable[[], BM25Index]) -> BM25Index:
             built = build()
             _store(built, folder)
             return _load(folder)
-    except (OSError, NotImplementedError, DamagedIndexError) as error:
+    except (OSError, NotImplementedError, DamagedIndexError) as error:  # filelock: NotImplementedError where the file system has no locks
         logger.warning(
             "the BM25 index cannot be stored in %s (%s); it stays in memory and will be built again next time; "
             "set SEARCHQA_CACHE to a writable folder with room",
