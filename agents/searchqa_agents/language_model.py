@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -48,22 +49,42 @@ class Segment(NamedTuple):
     sampling_logprobs: FloatArray | None = None
 
 
-class Session(Protocol):
-    """A batch of episodes under way; row ``r`` is the ``r``-th episode, for whose noise ``seeds[r]`` stands."""
+class Session(ABC):
+    """Episodes under way. Row ``r`` is the ``r``-th seed given to :meth:`LanguageModel.start`, and its noise is a function of that seed.
 
-    def generate(self, rows: Sequence[int], contexts: Sequence[IntArray], infos: Sequence[Mapping[str, Any]]) -> list[Segment]:
-        """One segment for each of ``rows``.
+    A row begins with its first :meth:`submit`, so that a few slots can play many episodes one after another. Backends implement ``submit`` and
+    ``collect``; ``generate`` is both at once.
+    """
+
+    @abstractmethod
+    def submit(self, rows: Sequence[int], contexts: Sequence[IntArray], infos: Sequence[Mapping[str, Any]]) -> None:
+        """Ask for one segment of each of ``rows``, none of which is being written.
 
         Parameters
         ----------
         rows
-            Episodes that go on; all of them in the first call. A row left out has ended, and its cache is dropped.
+            Rows that begin or go on.
         contexts
             int32[T], the whole context of each row, as the environment observed it.
         infos
             The environment's infos; scripted agents read them, language models do not.
         """
-        ...
+
+    @abstractmethod
+    def collect(self) -> list[tuple[int, Segment]]:
+        """Wait until some of the segments asked for are written; these, each with its row. Empty only if none was asked for."""
+
+    def release(self, rows: Sequence[int]) -> None:
+        """These rows have ended: what is kept for them may go."""
+        return
+
+    def generate(self, rows: Sequence[int], contexts: Sequence[IntArray], infos: Sequence[Mapping[str, Any]]) -> list[Segment]:
+        """One segment for each of ``rows``, in their order."""
+        self.submit(rows, contexts, infos)
+        segments: dict[int, Segment] = {}
+        while len(segments) < len(rows):
+            segments.update(self.collect())
+        return [segments[row] for row in rows]
 
 
 class LanguageModel(Protocol):
@@ -73,5 +94,5 @@ class LanguageModel(Protocol):
     returns_logprobs: bool
 
     def start(self, seeds: Sequence[int], sampling: Sampling) -> Session:
-        """Begin as many episodes as there are seeds."""
+        """Be ready for as many episodes as there are seeds (each in [0, 2**63))."""
         ...

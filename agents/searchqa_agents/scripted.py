@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from searchqa_agents.language_model import IntArray, Sampling, Segment
+from searchqa_agents.language_model import IntArray, Sampling, Segment, Session
 from searchqa_envs.dialects import Dialect, get_dialect
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.questions import Question, QuestionSource
@@ -138,7 +138,7 @@ class ScriptedAgent:
         return ScriptedSession(self, seeds, sampling)
 
 
-class ScriptedSession:
+class ScriptedSession(Session):
     """Scripts under way."""
 
     def __init__(self, agent: ScriptedAgent, seeds: Sequence[int], sampling: Sampling) -> None:
@@ -146,15 +146,24 @@ class ScriptedSession:
         self._sampling = sampling
         self._seeds = seeds
         self._running: dict[int, Generator[str, Info, None]] = {}
+        self._written: list[tuple[int, Segment]] = []
 
-    def generate(self, rows: Sequence[int], contexts: Sequence[IntArray], infos: Sequence[Info]) -> list[Segment]:
-        """The next segment of each row's script; end of sequence from one that has nothing left to say."""
-        segments = []
+    def submit(self, rows: Sequence[int], contexts: Sequence[IntArray], infos: Sequence[Info]) -> None:
+        """Write the next segment of each row's script; end of sequence from one that has nothing left to say."""
         for row, context, info in zip(rows, contexts, infos, strict=True):
             text = self._first(row, context, info) if row not in self._running else self._next(row, info)
             ids = [self._agent.tokenizer.eos_id] if text is None else self._agent.tokenizer.encode(text)
-            segments.append(Segment(np.array(ids[: self._sampling.max_new_tokens], dtype=np.int32)))
-        return segments
+            self._written.append((row, Segment(np.array(ids[: self._sampling.max_new_tokens], dtype=np.int32))))
+
+    def collect(self) -> list[tuple[int, Segment]]:
+        """All segments asked for."""
+        written, self._written = self._written, []
+        return written
+
+    def release(self, rows: Sequence[int]) -> None:
+        """Forget the scripts of these rows."""
+        for row in rows:
+            self._running.pop(row, None)
 
     def _first(self, row: int, context: IntArray, info: Info) -> str:
         agent = self._agent

@@ -1,0 +1,1 @@
+"""The algorithms, one file each; importing this package registers them."""

@@ -1,0 +1,127 @@
+"""Trajectories as the flat tensors that advantages and losses take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from searchqa_agents.language_model import IntArray
+from searchqa_agents.trajectory import Trajectory
+
+
+class Batch(NamedTuple):
+    """S trajectories with N evaluated tokens: each trajectory's tokens in order, the trajectories in order.
+
+    The evaluated tokens are those that the policy sampled; with ``environment_tokens`` of :func:`make_batch` all tokens behind the prompt,
+    because a published system's critic saw those too. All tensors are on the CPU until :func:`to_device`; none carries a gradient.
+    """
+
+    token_ids: Sequence[IntArray]
+    """S arrays int32[T_i]: everything the policy saw and wrote"""
+    token_masks: Sequence[NDArray[np.int8]]
+    """S arrays int8[T_i], 1 for the evaluated tokens"""
+    rewards: Tensor
+    """float32[S]"""
+    group_ids: Tensor
+    """int64[S], equal for the trajectories of one group"""
+    sequence_ids: Tensor
+    """int64[N] in 0..S-1, the trajectory of each token"""
+    segment_ids: Tensor
+    """int64[N], the turn of each token, counted from 0; an environment token belongs to the turn that it answers"""
+    policy_mask: Tensor
+    """bool[N], False for environment tokens"""
+    old_logprobs: Tensor
+    """float32[N] under the full softmax when the tokens were sampled; 0 for environment tokens"""
+    weights: Tensor
+    """float32[N], factor of each token's policy loss: how tokens are averaged, times importance weights"""
+    sampling_logprobs: Tensor | None = None
+    """float32[N] under the distribution that really sampled, where it is another (top-p, top-k, another engine)"""
+    reference_logprobs: Tensor | None = None
+    """float32[N] of the reference policy"""
+    values: Tensor | None = None
+    """float32[N], the critic's value of the state in which each token is chosen"""
+    advantages: Tensor | None = None
+    """float32[N]"""
+    returns: Tensor | None = None
+    """float32[N], what the critic should have predicted"""
+
+
+TOKEN_FIELDS = (
+    "sequence_ids", "segment_ids", "policy_mask", "old_logprobs", "weights", "sampling_logprobs", "reference_logprobs", "values", "advantages",
+    "returns",
+)  # fmt: skip
+"""The fields of a :class:`Batch` with one entry per evaluated token."""
+
+
+def make_batch(trajectories: Sequence[Trajectory], group_ids: Sequence[int], *, environment_tokens: bool = False) -> Batch:
+    """The batch of trajectories that are all trainable and have log-probabilities; advantages are still missing.
+
+    Raises
+    ------
+    ValueError
+        If a trajectory has no log-probabilities.
+    """
+    masks: list[NDArray[np.int8]] = []
+    segments: list[NDArray[np.int64]] = []
+    for trajectory in trajectories:
+        if trajectory.logprobs is None:
+            raise ValueError(
+                f"Training needs log-probabilities of the sampled tokens; the trajectory of question {trajectory.question_id!r} has none. "
+                "Use a backend with returns_logprobs."
+            )
+        length = len(trajectory.token_ids)
+        first = trajectory.turns[0].start if trajectory.turns else length
+        mask = (np.arange(length) >= first).astype(np.int8) if environment_tokens else trajectory.loss_mask
+        ends = np.array([turn.end for turn in trajectory.turns[:-1]], dtype=np.int64)
+        masks.append(mask)
+        segments.append(np.searchsorted(ends, np.arange(length), side="right")[mask == 1])
+
+    def flat(name: str) -> Tensor:
+        parts = [getattr(trajectory, name)[mask == 1] for trajectory, mask in zip(trajectories, masks, strict=True)]
+        return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0)
+
+    counts = torch.tensor([int(mask.sum()) for mask in masks], dtype=torch.int64)
+    cut = any(trajectory.sampling_logprobs is not None for trajectory in trajectories)
+    return Batch(
+        token_ids=[trajectory.token_ids for trajectory in trajectories],
+        token_masks=masks,
+        rewards=torch.tensor([trajectory.reward for trajectory in trajectories], dtype=torch.float32),
+        group_ids=torch.tensor(list(group_ids), dtype=torch.int64),
+        sequence_ids=torch.arange(len(trajectories)).repeat_interleave(counts),
+        segment_ids=torch.from_numpy(np.concatenate(segments)) if segments else torch.empty(0, dtype=torch.int64),
+        policy_mask=flat("loss_mask").bool(),
+        old_logprobs=flat("logprobs"),
+        weights=torch.ones(int(counts.sum())),
+        sampling_logprobs=flat("sampling_logprobs") if cut else None,
+    )
+
+
+def select(batch: Batch, sequences: Sequence[int]) -> Batch:
+    """The batch of these trajectories, in this order; ``sequence_ids`` count from 0 again."""
+    counts = torch.bincount(batch.sequence_ids, minlength=len(batch.token_ids))
+    starts = counts.cumsum(0) - counts
+    chosen = torch.tensor(list(sequences), dtype=torch.int64)
+    empty = torch.empty(0, dtype=torch.int64)
+    tokens = torch.cat([empty, *(torch.arange(int(starts[i]), int(starts[i] + counts[i])) for i in sequences)])
+    changed: dict[str, Any] = {
+        name: None if getattr(batch, name) is None else getattr(batch, name)[tokens] for name in TOKEN_FIELDS if name != "sequence_ids"
+    }
+    return batch._replace(
+        token_ids=[batch.token_ids[i] for i in sequences],
+        token_masks=[batch.token_masks[i] for i in sequences],
+        rewards=batch.rewards[chosen],
+        group_ids=batch.group_ids[chosen],
+        sequence_ids=torch.arange(len(chosen)).repeat_interleave(counts[chosen]),
+        **changed,
+    )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on ``device``; the ids stay NumPy arrays."""
+    moved: dict[str, Any] = {name: value.to(device) for name, value in batch._asdict().items() if isinstance(value, Tensor)}
+    return batch._replace(**moved)
