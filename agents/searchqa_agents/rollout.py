@@ -45,6 +45,7 @@ def rollout(
     top_k: int = 0,
     stamp: Mapping[str, Any] | None = None,
     on_done: Callable[[int], object] | None = None,
+    places: Sequence[int] | None = None,
 ) -> list[Trajectory]:
     """Play ``group_size`` episodes on each question.
 
@@ -65,6 +66,8 @@ def rollout(
         Stored with each trajectory.
     on_done
         Called after each batch of ``num_envs`` episodes with the number of episodes finished so far.
+    places
+        Each question's place, where ``questions`` are a part of a longer list; default: as they stand here.
 
     Returns
     -------
@@ -75,7 +78,8 @@ def rollout(
     base = venv.unwrapped
     sampling = Sampling(base.max_segment_tokens, tuple(base.dialect.closers), temperature, top_p, top_k)  # type: ignore[attr-defined]
     places: _Places = _SubsetPlaces(venv) if hasattr(venv, "step_at") else _PlainPlaces(venv)
-    jobs = [(question, episode_seed(seed, place, member)) for place, question in enumerate(questions) for member in range(group_size)]
+    numbered = zip(range(len(questions)) if places is None else places, questions, strict=True)
+    jobs = [(question, episode_seed(seed, place, member)) for place, question in numbered for member in range(group_size)]
     trajectories: list[Trajectory] = []
     for start in range(0, len(jobs), venv.num_envs):
         wave = jobs[start : start + venv.num_envs]
