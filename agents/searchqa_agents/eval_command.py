@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from searchqa_agents.hydra_app import check_config, run_app, write_config
-from searchqa_agents.settings import EvalSettings, LMAgentSettings, check_at_least, register
+from searchqa_agents.settings import LANGUAGE_MODELS, EvalSettings, LMAgentSettings, check_at_least, register
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -53,7 +53,7 @@ def check_start(settings: EvalSettings) -> str | None:
     if missing is None:
         venv = _make_venv(settings)
         agent = build_agent(settings.agent, venv, settings.device)
-        if not isinstance(settings.agent, LMAgentSettings):
+        if not isinstance(settings.agent, LANGUAGE_MODELS):
             rollout(venv, agent, [0])
         venv.close()
     return missing
@@ -65,7 +65,7 @@ def _check(settings: EvalSettings) -> None:
 
     check_at_least(1, questions=settings.questions, samples=settings.samples, num_envs=settings.num_envs)
     check_at_least(0, save=settings.save)
-    if not isinstance(settings.agent, LMAgentSettings):
+    if not isinstance(settings.agent, LANGUAGE_MODELS):
         check_script("agent.kind", settings.agent.kind, settings.env)
 
 
@@ -100,7 +100,7 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
         folder.write_json("stamp.json", stamp)
         folder.write_tokenizer(base.tokenizer)
         agent = build_agent(settings.agent, venv, settings.device)
-        temperature = settings.agent.temperature if isinstance(settings.agent, LMAgentSettings) else 0.0
+        temperature = settings.agent.temperature if isinstance(settings.agent, LANGUAGE_MODELS) else 0.0
         with progress(settings.name, total * settings.samples) as advance:
             evaluation = evaluate(
                 venv,

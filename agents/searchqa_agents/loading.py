@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchqa_agents.settings import AgentSettings, EnvSettings, LMAgentSettings, env_arguments
+from searchqa_agents.settings import AgentSettings, EnvSettings, LMAgentSettings, ServerAgentSettings, env_arguments
 from searchqa_agents.tokenizer_files import saved_tokenizer
 from searchqa_envs.errors import ConfigurationError
 
@@ -110,6 +111,22 @@ def build_agent(agent: AgentSettings, venv: Any, device: str) -> LanguageModel:
             from searchqa_agents.policy import Policy
 
         return Policy.load(checkpoint_path(agent.checkpoint), base.tokenizer, device=chosen_device(device))
+    if isinstance(agent, ServerAgentSettings):
+        from searchqa_agents.completion_server import CompletionServerLM
+
+        return CompletionServerLM(
+            agent.url,
+            base.tokenizer,
+            base.dialect,
+            protocol=agent.protocol,
+            model=agent.model,
+            logprobs=agent.logprobs,
+            concurrency=agent.concurrency,
+            timeout=agent.timeout,
+            retries=agent.retries,
+            deadline=agent.deadline,
+            api_key=os.environ.get("SEARCHQA_SERVER_KEY"),
+        )
     return ScriptedAgent.for_env(agent.kind, venv)
 
 

@@ -87,7 +87,7 @@ def check_at_least(least: int, **values: int | None) -> None:
 
 @dataclass
 class AgentSettings:
-    """Who answers: ``kind`` is a script (direct, search_once, oracle) or lm."""
+    """Who answers: ``kind`` is a script (direct, search_once, oracle), lm or server."""
 
     kind: str = MISSING
 
@@ -98,6 +98,25 @@ class LMAgentSettings(AgentSettings):
 
     checkpoint: str = MISSING
     temperature: float = MISSING
+
+
+@dataclass
+class ServerAgentSettings(AgentSettings):
+    """A language model behind HTTP; names and meanings are those of ``CompletionServerLM``."""
+
+    url: str = MISSING
+    protocol: str = MISSING
+    model: str | None = MISSING
+    temperature: float = MISSING
+    logprobs: str | None = MISSING
+    concurrency: int = MISSING
+    timeout: float = MISSING
+    retries: int = MISSING
+    deadline: float = MISSING
+
+
+LANGUAGE_MODELS = (LMAgentSettings, ServerAgentSettings)
+"""The agents that are sampled; the others are scripts."""
 
 
 @dataclass
@@ -179,6 +198,7 @@ def register() -> None:
     store.store(group="env", name="custom_types", node=CustomSettings)
     store.store(group="agent", name="types", node=AgentSettings)
     store.store(group="agent", name="lm_types", node=LMAgentSettings)
+    store.store(group="agent", name="server_types", node=ServerAgentSettings)
 
 
 def register_training() -> None:
