@@ -27,8 +27,9 @@ from gymnasium.vector import VectorEnv
 
 from searchqa_agents.advantages import group_advantages
 from searchqa_agents.losses import clipped_policy_loss, kl_estimate
-from searchqa_agents.optimisation import AdamW, OnCheckpoint, OnStep, Optimiser, trainable
-from searchqa_agents.policy import Policy, length_sorted_batches
+from searchqa_agents.micro_batches import length_sorted_batches
+from searchqa_agents.optimisation import AdamW, OnCheckpoint, OnStep, Optimiser, load_training_state, trainable, training_state
+from searchqa_agents.policy import Policy
 from searchqa_agents.rollout import draw_questions, episode_seed, rollout
 from searchqa_agents.trajectory import Trajectory
 
@@ -105,7 +106,7 @@ def train_grpo(
     ``charts/learning_rate, charts/trained_share`` (of the episodes: those with an advantage), ``time/rollout, time/update``.
     """
     optimiser = Optimiser(
-        policy,
+        dict(policy.model.named_parameters()),
         AdamW(
             learning_rate=config.learning_rate,
             betas=(config.beta1, config.beta2),
@@ -119,7 +120,7 @@ def train_grpo(
     reference = copy.deepcopy(policy) if config.kl_coef else None
     first = 0
     if state is not None:
-        first = optimiser.load_state_dict(state)
+        first = load_training_state(policy.model, optimiser, state)
         if reference is not None:
             reference.model.load_state_dict(state["reference"])
     base: Any = venv.unwrapped
@@ -167,7 +168,7 @@ def train_grpo(
                 },
             )
         if on_checkpoint is not None and (done == config.steps or (config.checkpoint_every and done % config.checkpoint_every == 0)):
-            saved = optimiser.state_dict(done)
+            saved = training_state(policy.model, optimiser, done)
             if reference is not None:
                 saved["reference"] = reference.model.state_dict()
             on_checkpoint(done, saved)
@@ -201,7 +202,7 @@ def _update(
                 )
                 for name, value in losses.items():
                     totals[name] += value
-            totals["grad_norm"] += optimiser.update(step)
+            totals["grad_norm"] += optimiser.update(step, torch.tensor(totals["policy_loss"]))
             updates += 1
     metrics = {f"losses/{name}": total / max(updates, 1) for name, total in totals.items()}
     metrics["charts/trained_share"] = sum(advantage != 0 for advantage in advantages) / max(len(advantages), 1)

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from searchqa_agents.language_model import IntArray
+from searchqa_agents.micro_batches import ForwardPass, evaluated_length, lay_out, length_sorted_batches, packed_batches
 from searchqa_agents.models import load_model
+from searchqa_agents.token_logprobs import checkpointed_token_stats, linear_token_stats
 from searchqa_agents.tokenizer_files import save_tokenizer, saved_record
 from searchqa_agents.transformers_lm import TransformersLM
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.base import Tokenizer
 from searchqa_envs.tokenizers.huggingface import RECORD_FILE
 
-_CHUNK_FLOATS = 2**25  # logits that are held at once: 128 MiB
-
 
 class TokenStats(NamedTuple):
-    """Flat over the policy's tokens (loss mask 1): the sequences in the order given, in each its tokens in order; float32[N] each.
+    """Flat over the evaluated tokens: the sequences in the order given, in each its tokens in order; float32[N] each.
 
-    ``value`` is None for a policy without a value head.
+    ``value`` is that of the state in which the token is chosen; None without a critic.
     """
 
     logprob: Tensor
@@ -35,89 +39,179 @@ class TokenStats(NamedTuple):
     value: Tensor | None
 
 
-def length_sorted_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in micro-batches of similar length, each of at most ``max_tokens`` tokens with its padding (or a single sequence)."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batches and (len(batches[-1]) + 1) * lengths[index] <= max_tokens:
-            batches[-1].append(index)
+class Scorer(nn.Module):
+    """Everything of a policy that an update trains, as one module whose forward pass evaluates tokens.
+
+    So DDP may wrap it (``policy.scorer = DistributedDataParallel(policy.scorer)``) and FSDP2 shard it (each decoder layer, then the scorer, but not
+    the output layer alone: its weight is used as a tensor in this forward pass). Nothing else calls the parameters under a gradient.
+
+    Parameters
+    ----------
+    model
+        The language model.
+    logits
+        From hidden states [n, D] to logits float32[n, V]; used where ``plain`` is False.
+    banned
+        bool[V], ids of probability 0.
+    plain
+        Whether the logits are the output layer's linear function.
+    """
+
+    banned: Tensor
+
+    def __init__(self, model: PreTrainedModel, logits: Callable[[Tensor], Tensor], banned: Tensor, *, plain: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.value_head: nn.Linear | None = None
+        self.register_buffer("banned", banned.to(next(model.parameters()).device), persistent=False)
+        self._logits = logits
+        self._plain = plain
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        chosen: Tensor,
+        targets: Tensor,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See :class:`~searchqa_agents.micro_batches.ForwardPass`; log-probabilities, entropies and values (with a value head), float32[N] each."""
+        decoder: Any = self.model.get_decoder()  # type: ignore[no-untyped-call]
+        hidden = last_hidden_states(decoder, input_ids, position_ids, gradient_checkpointing=gradient_checkpointing)[chosen]  # [N, D]
+        output_layer: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if self._plain and type(output_layer) is nn.Linear:
+            logprob, entropy = linear_token_stats(
+                hidden,
+                output_layer.weight,
+                output_layer.bias,
+                targets,
+                banned=self.banned,
+                temperature=temperature,
+                entropy_gradient=entropy_gradient,
+            )
         else:
-            batches.append([index])
-    return batches
+            logprob, entropy = checkpointed_token_stats(
+                hidden, targets, self._logits, temperature=temperature, entropy_gradient=entropy_gradient
+            )
+        return logprob, entropy, None if self.value_head is None else values_of(self.value_head, hidden)
+
+
+def make_value_head(hidden_size: int, device: torch.device) -> nn.Linear:
+    """A linear layer in float32 that says 0 of every state, until it is trained."""
+    head = nn.Linear(hidden_size, 1, device=device, dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def values_of(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """float32[N] from hidden states [N, D], under autocast too."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        values: Tensor = head(hidden.float())[:, 0]
+    return values
+
+
+def last_hidden_states(decoder: Any, input_ids: Tensor, position_ids: Tensor | None, *, gradient_checkpointing: bool = False) -> Tensor:
+    """[B, T, D] of a decoder, without a cache.
+
+    Without a mask: padding stands on the right, where causal attention never looks; positions that begin again tell transformers, or a
+    variable-length kernel, where one sequence ends and the next begins. With a cache transformers would not look for that.
+    """
+    with checkpointed_layers(decoder) if gradient_checkpointing and torch.is_grad_enabled() else contextlib.nullcontext():
+        hidden: Tensor = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+    return hidden
+
+
+@contextlib.contextmanager
+def checkpointed_layers(decoder: nn.Module) -> Iterator[None]:
+    """Layers keep only their inputs for the backward pass and compute the rest again there.
+
+    transformers does so in training mode only. Our models are in evaluation mode, because dropout would make sampled and evaluated
+    log-probabilities differ; so for this forward pass the layers alone, not the modules in them, are told to be in training mode.
+    """
+    layers: list[Any] = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers or any(getattr(layer, "dropout", 0) for layer in layers if not isinstance(getattr(layer, "dropout", 0), nn.Module)):
+        raise ConfigurationError(
+            f"gradient_checkpointing needs a model of GradientCheckpointingLayer without dropout of their own; {type(decoder).__name__} "
+            "has none such. Set gradient_checkpointing=false, or that dropout to 0."
+        )
+    before = [(layer.gradient_checkpointing, layer.training) for layer in layers]
+    for layer in layers:
+        layer.gradient_checkpointing, layer.training = True, True
+        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer, (checkpointing, training) in zip(layers, before, strict=True):
+            layer.gradient_checkpointing, layer.training = checkpointing, training
 
 
 class Policy(TransformersLM):
     """A :class:`TransformersLM` that can be trained, saved and loaded.
 
-    ``evaluate`` is the one path by which algorithms get log-probabilities of given tokens.
+    ``evaluate`` is the one path by which algorithms get log-probabilities of given tokens; it goes through ``scorer``.
     """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer) -> None:
+        super().__init__(model, tokenizer)
+        plain = type(self).logits is TransformersLM.logits  # else a subclass changes them
+        self.scorer: nn.Module = Scorer(model, self.logits, self._banned, plain=plain)
 
     def evaluate(
         self,
         token_ids: Sequence[IntArray],
-        loss_masks: Sequence[NDArray[np.int8]],
+        token_masks: Sequence[NDArray[np.int8]],
         *,
         temperature: float = 1.0,
         entropy_gradient: bool = False,
-        max_tokens: int = 16_384,
+        gradient_checkpointing: bool = False,
+        packed: bool = False,
+        max_tokens: int | None = 16_384,
     ) -> TokenStats:
-        """Log-probability and entropy of every policy token, given all tokens before it.
+        """Log-probability and entropy of every token to evaluate, given all tokens before it.
 
         Parameters
         ----------
-        token_ids, loss_masks
-            int32[T_i] and int8[T_i] of each sequence. The first token has nothing before it, so its mask must be 0.
+        token_ids, token_masks
+            int32[T_i] and int8[T_i] of each sequence; a 1 marks a token to evaluate. The first token has nothing before it: its mask must be 0.
         temperature
             Of the softmax; the one sampled with, 1 for temperature 0.
         entropy_gradient
             Whether a gradient flows through the entropies.
+        gradient_checkpointing
+            Keep only the layers' inputs for the backward pass.
+        packed
+            One row without padding instead of rows of similar length. Exact everywhere, but fast only with a variable-length attention kernel.
         max_tokens
-            Size of a micro-batch, padding included. Under a gradient all micro-batches' activations are kept: a trainer that needs less
-            memory calls ``evaluate`` per micro-batch (:func:`length_sorted_batches`).
+            Size of a forward pass, padding included; None: a single one. Under a gradient all passes' activations are kept: a trainer that needs
+            less memory calls ``evaluate`` per micro-batch.
         """
-        if any(len(mask) and mask[0] for mask in loss_masks):
-            raise ValueError("The first token of a sequence cannot be evaluated; its loss_mask must be 0. Begin sequences with the prompt.")
-        parts: dict[int, tuple[Tensor, ...]] = {}
-        for batch in length_sorted_batches([len(ids) for ids in token_ids], max_tokens):
-            stats = self._evaluate_batch([token_ids[i] for i in batch], [loss_masks[i] for i in batch], temperature, entropy_gradient)
-            counts = [int(loss_masks[i].sum()) for i in batch]
-            parts.update(zip(batch, zip(*(torch.split(stat, counts) for stat in stats), strict=True), strict=True))
-        if not parts:
-            return TokenStats(torch.empty(0), torch.empty(0), None)
-        logprob, entropy = (torch.cat([parts[i][which] for i in range(len(token_ids))]) for which in (0, 1))
-        return TokenStats(logprob, entropy, None)
+        lengths = [evaluated_length(mask) for mask in token_masks]
+        if max_tokens is None:
+            batches = [list(range(len(lengths)))]
+        else:
+            batches = packed_batches(lengths, max_tokens) if packed else length_sorted_batches(lengths, max_tokens)
+        parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        for batch in batches:
+            forward = self.lay_out([token_ids[i] for i in batch], [token_masks[i] for i in batch], packed=packed)
+            parts.append(self.scorer(*forward, temperature, entropy_gradient, gradient_checkpointing))
+        order = [i for batch in batches for i in batch]
+        counts = [int(token_masks[i].sum()) for i in order]
+        logprob, entropy, value = (_in_order([part[which] for part in parts], order, counts) for which in (0, 1, 2))
+        return TokenStats(logprob, entropy, value)
 
-    def _evaluate_batch(
-        self, token_ids: Sequence[IntArray], loss_masks: Sequence[NDArray[np.int8]], temperature: float, entropy_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        width = max(map(len, token_ids))
-        ids = np.full((len(token_ids), width), self.tokenizer.pad_id, dtype=np.int64)  # [B, T], padded on the right, where nothing looks
-        mask = np.zeros((len(token_ids), width), dtype=bool)  # [B, T]
-        for row, (sequence, loss_mask) in enumerate(zip(token_ids, loss_masks, strict=True)):
-            ids[row, : len(sequence)] = sequence
-            mask[row, : len(sequence)] = loss_mask
-        inputs = torch.from_numpy(ids).to(self.device)
-        sampled = torch.from_numpy(mask[:, 1:]).to(self.device)  # [B, T-1]: the next token is the policy's
-        hidden = self.hidden_states(inputs[:, :-1], use_cache=False)[sampled]  # [N, D]
-        targets = inputs[:, 1:][sampled]  # [N]
-        chunk = max(1, _CHUNK_FLOATS // self.model.config.vocab_size)
-        if len(targets) <= chunk:
-            return self._token_stats(hidden, targets, temperature, entropy_gradient)
-        # a chunk's logits are computed again in the backward pass instead of being kept
-        parts = [
-            checkpoint(self._token_stats, h, t, temperature, entropy_gradient, use_reentrant=False)
-            for h, t in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
-        ]
-        logprobs, entropies = zip(*parts, strict=True)
-        return torch.cat(logprobs), torch.cat(entropies)
+    def lay_out(self, token_ids: Sequence[IntArray], token_masks: Sequence[NDArray[np.int8]], *, packed: bool) -> ForwardPass:
+        """The tensors of one forward pass over these sequences."""
+        return lay_out(token_ids, token_masks, self.tokenizer.pad_id, packed=packed, device=self.device)
 
-    def _token_stats(self, hidden: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        logits = self.logits(hidden) / temperature  # [N, V]
-        normaliser = logits.logsumexp(-1)
-        logprob = logits.gather(-1, targets[:, None])[:, 0] - normaliser
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            entropy = normaliser - ((logits - normaliser[:, None]).exp() * logits).sum(-1)
-        return logprob, entropy
+    def add_value_head(self) -> nn.Linear:
+        """Make ``evaluate`` give values too, from a value head on the policy's own trunk; it says 0 of every state until it is trained."""
+        assert isinstance(self.scorer, Scorer)
+        if self.scorer.value_head is None:
+            self.scorer.value_head = make_value_head(self.model.config.hidden_size, self.device)
+        return self.scorer.value_head
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model (safetensors and its configuration) and its tokenizer (:func:`~searchqa_agents.tokenizer_files.save_tokenizer`)."""
@@ -151,3 +245,16 @@ class Policy(TransformersLM):
                 f"({tokenizer.vocab_size} ids). Make the environment with the policy's tokenizer."
             )
         return cls(load_model(path, dtype=dtype, device=device), tokenizer)
+
+
+def _in_order(parts: Sequence[Tensor | None], order: Sequence[int], counts: Sequence[int]) -> Any:
+    """The parts' tokens, which stand in ``order`` with so many per sequence, in the order of the sequences; None for values without a critic."""
+    if any(part is None for part in parts):
+        return None
+    if not parts:
+        return torch.empty(0)
+    whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))  # type: ignore[arg-type]  # none is None
+    if list(order) == list(range(len(order))):
+        return whole
+    pieces = dict(zip(order, torch.split(whole, list(counts)), strict=True))  # type: ignore[arg-type]
+    return torch.cat([pieces[i] for i in range(len(order))])

@@ -11,8 +11,9 @@ import torch
 
 from searchqa_agents.demonstrations import Batches
 from searchqa_agents.losses import next_token_loss
-from searchqa_agents.optimisation import AdamW, OnCheckpoint, OnStep, Optimiser, trainable
-from searchqa_agents.policy import Policy, length_sorted_batches
+from searchqa_agents.micro_batches import length_sorted_batches
+from searchqa_agents.optimisation import AdamW, OnCheckpoint, OnStep, Optimiser, load_training_state, trainable, training_state
+from searchqa_agents.policy import Policy
 
 
 @dataclass
@@ -62,7 +63,7 @@ def train_sft(
     Metrics: ``losses/sft_loss`` (nats per token), ``losses/grad_norm``, ``charts/learning_rate``, ``charts/tokens``, ``time/data``, ``time/update``.
     """
     optimiser = Optimiser(
-        policy,
+        dict(policy.model.named_parameters()),
         AdamW(
             learning_rate=config.learning_rate,
             betas=(config.beta1, config.beta2),
@@ -73,7 +74,7 @@ def train_sft(
             max_grad_norm=config.max_grad_norm,
         ),
     )
-    first = optimiser.load_state_dict(state) if state is not None else 0
+    first = load_training_state(policy.model, optimiser, state) if state is not None else 0
     for step in range(first, config.steps):
         started = time.perf_counter()
         batch = trainable(batches(step))
@@ -86,7 +87,7 @@ def train_sft(
             loss = next_token_loss(stats.logprob, tokens)
             torch.autograd.backward(loss)
             total_loss += loss.item()
-        grad_norm = optimiser.update(step)
+        grad_norm = optimiser.update(step, torch.tensor(total_loss))
         done = step + 1
         if on_step is not None:
             on_step(
@@ -101,4 +102,4 @@ def train_sft(
                 },
             )
         if on_checkpoint is not None and (done == config.steps or (config.checkpoint_every and done % config.checkpoint_every == 0)):
-            on_checkpoint(done, optimiser.state_dict(done))
+            on_checkpoint(done, training_state(policy.model, optimiser, done))

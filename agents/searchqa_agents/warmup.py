@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from searchqa_agents.language_model import IntArray
 from searchqa_agents.losses import next_token_loss
-from searchqa_agents.optimisation import AdamW, OnCheckpoint, OnStep, Optimiser
+from searchqa_agents.optimisation import AdamW, OnCheckpoint, OnStep, Optimiser, load_training_state, training_state
 from searchqa_agents.policy import Policy
 from searchqa_agents.rollout import episode_seed
 
@@ -138,7 +138,7 @@ def train_warmup(
         If ``max_steps`` were not enough.
     """
     optimiser = Optimiser(
-        policy,
+        dict(policy.model.named_parameters()),
         AdamW(
             learning_rate=config.learning_rate,
             betas=(config.beta1, config.beta2),
@@ -151,7 +151,7 @@ def train_warmup(
     )
     first, can_copy, settling_since = 0, False, None
     if state is not None:
-        first, can_copy, settling_since = optimiser.load_state_dict(state), state["can_copy"], state["settling_since"]
+        first, can_copy, settling_since = load_training_state(policy.model, optimiser, state), state["can_copy"], state["settling_since"]
     twice = shuffled = float("inf")
     known_ids = _ids(policy)
     for step in range(first, config.max_steps):
@@ -168,7 +168,7 @@ def train_warmup(
         loss = next_token_loss(logprob, len(logprob))
         torch.autograd.backward(loss)
         done = step + 1
-        metrics = {"losses/warmup_loss": loss.item(), "losses/grad_norm": optimiser.update(step, scale)}
+        metrics = {"losses/warmup_loss": loss.item(), "losses/grad_norm": optimiser.update(step, loss, scale)}
         if done % config.check_every == 0 or done == config.max_steps:
             twice, shuffled = copying_losses(policy, config, episode_seed(config.seed, 1, step))
             metrics |= {"losses/copying_loss": twice, "losses/shuffled_loss": shuffled}
@@ -179,7 +179,7 @@ def train_warmup(
         if on_step is not None:
             on_step(done, {**metrics, "time/update": time.perf_counter() - started})
         if on_checkpoint is not None and (finished or (config.checkpoint_every and done % config.checkpoint_every == 0)):
-            on_checkpoint(done, {**optimiser.state_dict(done), "can_copy": can_copy, "settling_since": settling_since})
+            on_checkpoint(done, {**training_state(policy.model, optimiser, done), "can_copy": can_copy, "settling_since": settling_since})
         if finished:
             logger.info("Warm-up: copying losses %.3f and %.3f after %d steps.", twice, shuffled, done)
             return done

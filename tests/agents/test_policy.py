@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-import searchqa_agents.policy as policy_module
+import searchqa_agents.token_logprobs as token_logprobs
+from searchqa_agents.micro_batches import length_sorted_batches
 from searchqa_agents.models import make_tiny_model
-from searchqa_agents.policy import Policy, length_sorted_batches
+from searchqa_agents.policy import Policy
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.byte import ByteTokenizer
 
@@ -57,8 +58,8 @@ def test_evaluate_equals_a_plain_forward_pass_in_the_order_given(policy):
 def test_micro_batches_and_chunks_change_neither_values_nor_gradients(policy, monkeypatch):
     ids, masks = sequences()
     results = []
-    for max_tokens, chunk_floats in ((10_000, 2**25), (50, 2**25), (10_000, 7 * TOKENIZER.vocab_size)):
-        monkeypatch.setattr(policy_module, "_CHUNK_FLOATS", chunk_floats)
+    for max_tokens, rows in ((10_000, 1000), (50, 1000), (10_000, 7)):
+        monkeypatch.setattr(token_logprobs, "chunk_rows", lambda *_, rows=rows: rows)
         stats = policy.evaluate(ids, masks, entropy_gradient=True, max_tokens=max_tokens)
         policy.model.zero_grad()
         (stats.logprob.sum() + stats.entropy.sum()).backward()

@@ -271,7 +271,7 @@ def test_the_learning_rate_rises_and_falls_linearly():
     settings = AdamW(
         learning_rate=1.0, betas=(0.9, 0.98), weight_decay=0, warmup_steps=4, final_fraction=0.2, total_steps=12, max_grad_norm=1
     )
-    optimiser = Optimiser(make_policy(), settings)
+    optimiser = Optimiser(dict(make_policy().model.named_parameters()), settings)
     assert [optimiser.learning_rate(step) for step in (0, 1, 3, 4, 8, 12, 99)] == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.6, 0.2, 0.2])
 
 
