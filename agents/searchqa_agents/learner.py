@@ -33,7 +33,7 @@ class Learner:
     Parameters
     ----------
     policy
-        It is trained in place. Its ``scorer`` becomes what ``parallel`` makes of it.
+        It is trained in place.
     config
         Read, not kept up: settings cannot change during a run.
     has_critic
@@ -58,8 +58,10 @@ class Learner:
             self.critic = self.parallel.wrap(Critic.of_policy(policy))
         elif has_critic:
             policy.add_value_head()
-        self._plain = policy.scorer
-        policy.scorer = self.parallel.wrap(copy.deepcopy(policy.scorer) if self.parallel.sharded else policy.scorer)
+        self.scorer = self.parallel.wrap(copy.deepcopy(policy).scorer if self.parallel.sharded else policy.scorer)
+        self._trained = copy.copy(policy)
+        self._trained.scorer = self.scorer
+        self.parallel.gather_weights(self.scorer, policy.scorer)
         settings = AdamW(
             learning_rate=config.learning_rate,
             betas=(config.beta1, config.beta2),
@@ -71,7 +73,7 @@ class Learner:
             schedule=config.schedule,
         )
         critic_rate = config.learning_rate if config.critic_learning_rate is None else config.critic_learning_rate
-        own, critics = _parameters(policy.scorer), {} if self.critic is None else _parameters(self.critic)
+        own, critics = _parameters(self.scorer), {} if self.critic is None else _parameters(self.critic)
         critics |= {name: own.pop(name) for name in list(own) if name.startswith("value_head.")}
         self._optimiser = Optimiser(own, settings)
         self._critic_optimiser = Optimiser(critics, settings._replace(learning_rate=critic_rate)) if critics else None
@@ -122,10 +124,10 @@ class Learner:
 
         ``last``: whether the update follows this part's backward pass; several processes then sum their gradients.
         """
-        for module in (self.policy.scorer, self.critic):
+        for module in (self.scorer, self.critic):
             if module is not None and torch.is_grad_enabled():
                 self.parallel.before_forward(module, last=last)
-        stats = self._evaluate(self.policy, part)
+        stats = self._evaluate(self._trained, part)
         if self.critic is None:
             return stats
         forward = self.policy.lay_out(part.token_ids, part.token_masks, packed=self._packed)
@@ -203,18 +205,18 @@ class Learner:
         return self._optimiser.learning_rate(step)
 
     @contextlib.contextmanager
-    def playing(self) -> Iterator[None]:
-        """The time of a rollout: the policy's model has the weights of the last update. Only sharded processes must use it."""
-        self.parallel.gather_weights(self.policy.scorer, self._plain)
+    def updating(self) -> Iterator[None]:
+        """The time of annotations and updates: where processes shard the model, ``policy`` has no weights meanwhile, and new ones afterwards."""
+        self.parallel.drop_weights(self.policy.scorer)
         yield
-        self.parallel.drop_weights(self._plain)
+        self.parallel.gather_weights(self.scorer, self.policy.scorer)
 
     def state_dict(self, steps_done: int) -> dict[str, Any]:
         """All that a run needs to go on, as tensors and plain values that ``torch.load(weights_only=True)`` reads; all processes together.
 
         ``model`` are the weights of ``policy.model``.
         """
-        weights = self.parallel.module_state(self.policy.scorer)
+        weights = self.parallel.module_state(self.scorer)
         state: dict[str, Any] = {
             "steps_done": steps_done,
             "model": _under("model.", weights),
@@ -237,7 +239,8 @@ class Learner:
             else:
                 self.parallel.load_module(self.critic, state["critic"]["model"])
             self.parallel.load_optimiser(self._critic_optimiser.adamw, state["critic"]["optimiser"])
-        self.parallel.load_module(self.policy.scorer, weights)
+        self.parallel.load_module(self.scorer, weights)
+        self.parallel.gather_weights(self.scorer, self.policy.scorer)
         self.parallel.load_optimiser(self._optimiser.adamw, state["optimiser"])
         if self._reference is not None:
             self.parallel.load_module(self._reference.scorer, _beneath("model.", state["reference"]))

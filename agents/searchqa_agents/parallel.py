@@ -158,7 +158,9 @@ class ProcessGroup(Parallel):
 
     def wrap(self, module: nn.Module) -> nn.Module:
         if not self.sharded:
-            return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+            wrapped = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+            wrapped.broadcast_buffers = False  # ours are constants
+            return wrapped
         with torch.no_grad():
             for tensor in [*module.parameters(), *module.buffers()]:  # the shards must be of one model
                 dist.broadcast(tensor, src=0)
@@ -183,7 +185,7 @@ class ProcessGroup(Parallel):
     def gather_weights(self, source: nn.Module, target: nn.Module) -> None:
         if self.sharded:
             for shard, parameter in zip(source.parameters(), target.parameters(), strict=True):
-                parameter.data = _whole(shard)
+                parameter.data = whole(shard)
 
     def drop_weights(self, target: nn.Module) -> None:
         if self.sharded:
@@ -197,8 +199,8 @@ class ProcessGroup(Parallel):
         return _mapped(optimiser.state_dict(), self._saved)
 
     def _saved(self, tensor: Tensor) -> Tensor:
-        whole = _whole(tensor)  # one at a time, and off the device at once
-        return whole.to("cpu", copy=True) if self.main else torch.empty(0)
+        gathered = whole(tensor)  # one at a time, and off the device at once
+        return gathered.to("cpu", copy=True) if self.main else torch.empty(0)
 
     def load_module(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
         plain = _unwrapped(module)
@@ -219,7 +221,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered from all processes; any other as it is. Without gradient."""
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
