@@ -164,16 +164,26 @@ def segment_gae(
         float[S], indexed by sequence id, as for :func:`gae`.
     """
     _require_flat(rewards=rewards, values=values, sequence_ids=sequence_ids, segment_ids=segment_ids)
-    segment, first = _segments(sequence_ids, segment_ids)
+    segment, first = segment_index(sequence_ids, segment_ids)
     segment_rewards = torch.zeros_like(rewards[first]).index_add_(0, segment, rewards.detach())  # [K]
     per_segment = gae(segment_rewards, values[first], sequence_ids[first], gamma, lam, bootstrap_values=bootstrap_values)
     return AdvantageEstimate(per_segment.advantages[segment], per_segment.returns[segment])
 
 
+def segment_index(sequence_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token's segment, counted from 0 by trajectory and time, int[N]; and the position of each segment's first token, int[K]."""
+    _require_flat(sequence_ids=sequence_ids, segment_ids=segment_ids)
+    _, sequence = torch.unique(sequence_ids, return_inverse=True)
+    names, number = torch.unique(segment_ids, return_inverse=True)
+    keys, segment = torch.unique(sequence * len(names) + number, return_inverse=True)
+    positions = torch.arange(len(segment), device=segment.device)
+    first = positions.new_zeros(len(keys)).scatter_reduce_(0, segment, positions, "amin", include_self=False)
+    return segment, first
+
+
 def segment_starts(sequence_ids: Tensor, segment_ids: Tensor) -> Tensor:
     """True at the first token of each segment: int[N], int[N] -> bool[N]."""
-    _require_flat(sequence_ids=sequence_ids, segment_ids=segment_ids)
-    _, first = _segments(sequence_ids, segment_ids)
+    _, first = segment_index(sequence_ids, segment_ids)
     starts = torch.zeros_like(sequence_ids, dtype=torch.bool)
     starts[first] = True
     return starts
@@ -312,13 +322,3 @@ def _suffix_sums(values: Tensor, ids: Tensor, discount: float) -> Tensor:
         sums[:-reach] += discount**reach * further
         reach *= 2
     return sums
-
-
-def _segments(sequence_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Each token's segment, counted from 0 by trajectory and time (int[N]), and the position of each segment's first token (int[K])."""
-    _, sequence = torch.unique(sequence_ids, return_inverse=True)
-    names, number = torch.unique(segment_ids, return_inverse=True)
-    keys, segment = torch.unique(sequence * len(names) + number, return_inverse=True)
-    positions = torch.arange(len(segment), device=segment.device)
-    first = positions.new_zeros(len(keys)).scatter_reduce_(0, segment, positions, "amin", include_self=False)
-    return segment, first

@@ -26,7 +26,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from torch import Tensor
 
 from searchqa_agents.batch import Batch
-from searchqa_agents.losses import KLEstimator, TokenWeighting, entropy_bonus, kl_estimate, kl_penalised_rewards
+from searchqa_agents.losses import KLEstimator, TokenWeighting, clipped_policy_loss, entropy_bonus, kl_estimate, kl_penalised_rewards
 from searchqa_agents.policy import TokenStats
 from searchqa_envs.errors import ConfigurationError
 
@@ -120,6 +120,8 @@ class Totals(NamedTuple):
     """turns"""
     evaluated: int
     """evaluated tokens: as ``tokens``, and environment tokens where these are evaluated"""
+    step: int
+    """rollouts before this one"""
 
 
 class LossTerms(NamedTuple):
@@ -139,9 +141,11 @@ class Algorithm(Generic[Config]):
     Attributes
     ----------
     advantages
-        From a whole rollout's batch to the same with ``advantages`` (and ``returns`` for a critic). Pure. All processes see the whole batch.
+        From a whole rollout's batch to the same with ``advantages`` (and ``returns`` for a critic). It may leave trajectories out
+        (:func:`~searchqa_agents.batch.select`). Pure. All processes see the whole batch.
     loss
         From a micro-batch's :class:`~searchqa_agents.policy.TokenStats`, its part of the batch and the minibatch's totals to its share of the loss.
+        A micro-batch holds whole trajectories, and may hold none.
     critic
         Values are needed.
     environment_tokens
@@ -177,6 +181,43 @@ def get_algorithm(name: str) -> Algorithm[Any]:
     if name not in ALGORITHMS:
         raise ConfigurationError(f"The algorithm must be one of {sorted(ALGORITHMS)}, or one that was registered before; got {name!r}.")
     return ALGORITHMS[name]
+
+
+def check_settings(algorithm: Algorithm[Any], config: AlgorithmConfig) -> None:
+    """Raise ``ConfigurationError`` for settings of another algorithm, or that contradict each other."""
+    if not isinstance(config, algorithm.config):
+        raise ConfigurationError(f"{algorithm.name} needs settings of type {algorithm.config.__name__}; got {type(config).__name__}.")
+    for name in ("steps", "questions_per_step", "group_size", "dynamic_sampling", "update_epochs", "num_minibatches", "max_tokens"):
+        if getattr(config, name) < 1:
+            raise ConfigurationError(f"{name} must be at least 1; got {getattr(config, name)}.")
+    if config.dynamic_sampling > 1 and config.group_size == 1:
+        raise ConfigurationError("dynamic_sampling compares the rewards of a group: group_size must be at least 2; got 1.")
+    if (config.token_weighting == "constant-length") != (config.constant_length is not None):
+        raise ConfigurationError(
+            "constant_length must be given with token_weighting=constant-length and only then; "
+            f"got token_weighting={config.token_weighting}, constant_length={config.constant_length}."
+        )
+    if config.kl_coef and config.kl_in == "loss" and config.kl_estimator == "k1":
+        raise ConfigurationError("k1 in the loss has a gradient that is noise with mean 0: use kl_estimator=k2 or k3, or kl_in=reward.")
+
+
+def clipped_loss(
+    stats: TokenStats, part: Batch, totals: Totals, config: AlgorithmConfig, *, clip_coef: float, clip_coef_high: float | None = None
+) -> LossTerms:
+    """PPO's clipped loss over the policy's tokens, and what :func:`regularised` adds."""
+    assert part.advantages is not None
+    policy = clipped_policy_loss(
+        stats.logprob,
+        part.old_logprobs,
+        part.advantages,
+        totals.tokens,
+        clip_coef=clip_coef,
+        clip_coef_high=clip_coef_high,
+        weights=part.weights,
+        mask=part.policy_mask,
+    )
+    terms = regularised(policy.loss, stats, part, totals, config)
+    return LossTerms(terms.loss, {**terms.metrics, "clipfrac": policy.clipfrac})
 
 
 def regularised(policy_loss: Tensor, stats: TokenStats, part: Batch, totals: Totals, config: AlgorithmConfig) -> LossTerms:

@@ -121,6 +121,22 @@ def select(batch: Batch, sequences: Sequence[int]) -> Batch:
     )
 
 
+def anchor_states(batch: Batch) -> list[bytes]:
+    """What each segment answers to: the ids of the environment text before it, for a first segment the prompt.
+
+    Of a batch without environment tokens. K values, one per segment: the trajectories in order, in each its segments in time, as
+    :func:`~searchqa_agents.advantages.segment_index` counts them.
+    """
+    counts = torch.bincount(batch.sequence_ids, minlength=len(batch.token_ids)).tolist()
+    states: list[bytes] = []
+    for token_ids, mask, segments in zip(batch.token_ids, batch.token_masks, torch.split(batch.segment_ids, counts), strict=True):
+        sampled = np.flatnonzero(mask)
+        for begin in np.flatnonzero(np.diff(segments.numpy(), prepend=-1)):
+            after = sampled[begin - 1] + 1 if begin else 0
+            states.append(token_ids[after : sampled[begin]].tobytes())
+    return states
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on ``device``; the ids stay NumPy arrays."""
     moved: dict[str, Any] = {name: value.to(device) for name, value in batch._asdict().items() if isinstance(value, Tensor)}
