@@ -77,13 +77,13 @@ def rollout(
     """
     base = venv.unwrapped
     sampling = Sampling(base.max_segment_tokens, tuple(base.dialect.closers), temperature, top_p, top_k)  # type: ignore[attr-defined]
-    places: _Places = _SubsetPlaces(venv) if hasattr(venv, "step_at") else _PlainPlaces(venv)
     numbered = zip(range(len(questions)) if places is None else places, questions, strict=True)
+    spots: _Places = _SubsetPlaces(venv) if hasattr(venv, "step_at") else _PlainPlaces(venv)
     jobs = [(question, episode_seed(seed, place, member)) for place, question in numbered for member in range(group_size)]
     trajectories: list[Trajectory] = []
     for start in range(0, len(jobs), venv.num_envs):
         wave = jobs[start : start + venv.num_envs]
-        recorders = _play(places, model, [question for question, _ in wave], [one_seed for _, one_seed in wave], sampling)
+        recorders = _play(spots, model, [question for question, _ in wave], [one_seed for _, one_seed in wave], sampling)
         tokenizer = base.tokenizer  # type: ignore[attr-defined]
         trajectories += [recorder.trajectory(tokenizer, model, stamp or {}) for recorder in recorders]
         if on_done is not None:
