@@ -185,7 +185,8 @@ class Learner:
         TrainingDivergedError
             If the loss or a gradient is not finite; then no weight has changed.
         """
-        loss = torch.stack(self._losses).sum() if self._losses else torch.zeros(())
+        own = torch.stack(self._losses).sum() if self._losses else torch.zeros(())
+        loss = torch.tensor(self.parallel.summed({"loss": float(own)})["loss"])  # so that all processes stop, or none
         self._losses = []
         optimisers = {"grad_norm": self._optimiser, "critic_grad_norm": self._critic_optimiser}
         norms = {name: (one, one.finite_norm(step, loss)) for name, one in optimisers.items() if one is not None}

@@ -110,7 +110,8 @@ class Parallel:
 
     def optimiser_state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         """The same for the optimiser of a wrapped module: its state dict, which counts parameters in their order."""
-        return _mapped(optimiser.state_dict(), lambda tensor: tensor.detach().clone())
+        state: dict[str, Any] = _mapped(optimiser.state_dict(), lambda tensor: tensor.detach().clone())
+        return state
 
     def load_module(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Give a wrapped module what :meth:`module_state` made, in a run of any number of processes; each process must have it whole."""
@@ -170,7 +171,8 @@ class ProcessGroup(Parallel):
             if type(part).__name__ in layers:
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
         # also the root's weights (embeddings) are given back after a forward pass: parameters() are shards whenever no pass runs
-        return fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        return module
 
     def before_forward(self, module: nn.Module, *, last: bool) -> None:
         if isinstance(module, nn.parallel.DistributedDataParallel):
@@ -196,7 +198,8 @@ class ProcessGroup(Parallel):
         return {name: self._saved(tensor) for name, tensor in _unwrapped(module).state_dict().items()}
 
     def optimiser_state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-        return _mapped(optimiser.state_dict(), self._saved)
+        state: dict[str, Any] = _mapped(optimiser.state_dict(), self._saved)
+        return state
 
     def _saved(self, tensor: Tensor) -> Tensor:
         gathered = whole(tensor)  # one at a time, and off the device at once
@@ -223,7 +226,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered from all processes; any other as it is. Without gradient."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    own = tensor.detach()
+    return own.full_tensor() if isinstance(own, DTensor) else own
 
 
 def _as(own: Tensor | None, whole: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def make_value_head(hidden_size: int, device: torch.device) -> nn.Linear:
 def values_of(head: nn.Linear, hidden: Tensor) -> Tensor:
     """float32[N] from hidden states [N, D], under autocast too."""
     with torch.autocast(hidden.device.type, enabled=False):
-        values: Tensor = head(hidden.float())[:, 0]
+        values: Tensor = head(hidden.float())[:, 0].clone()  # FSDP2 warns of outputs that are views
     return values
 
 
