@@ -52,7 +52,7 @@ def check_start(settings: EvalSettings) -> str | None:
     missing = missing_data(settings.env)
     if missing is None:
         venv = _make_venv(settings)
-        agent = build_agent(settings.agent, venv, settings.device)
+        agent = build_agent(settings.agent, venv, settings.device, settings.dtype)
         if not isinstance(settings.agent, LANGUAGE_MODELS):
             rollout(venv, agent, [0])
         venv.close()
@@ -90,7 +90,7 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
     from searchqa_agents.table import show, stamp_line
 
     _check(settings)
-    with RunFolder(path) as folder:
+    with RunFolder(path, command="eval") as folder:
         write_config(folder, config)
         venv = _make_venv(settings)
         base: Any = venv.unwrapped
@@ -99,7 +99,7 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
         stamp |= {"agent": vars(settings.agent), "samples": settings.samples, "questions_played": total}
         folder.write_json("stamp.json", stamp)
         folder.write_tokenizer(base.tokenizer)
-        agent = build_agent(settings.agent, venv, settings.device)
+        agent = build_agent(settings.agent, venv, settings.device, settings.dtype)
         temperature = settings.agent.temperature if isinstance(settings.agent, LANGUAGE_MODELS) else 0.0
         with progress(settings.name, total * settings.samples) as advance:
             evaluation = evaluate(

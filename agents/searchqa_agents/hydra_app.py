@@ -14,24 +14,37 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from searchqa_agents.runs import RunFolder, RunFolderError, check_run_folder
+from searchqa_agents.launch import place
+from searchqa_agents.runs import SUMMARY_FILE, RunFolder, RunFolderError, check_run_folder
 from searchqa_agents.settings import with_parts
 
 CONFIG_PATH = "pkg://searchqa_conf"
+logger = logging.getLogger(__name__)
 
 
-def run_app(config_name: str, task: Callable[[Any, Path], object], line: Sequence[str]) -> int:
+def run_app(
+    config_name: str,
+    task: Callable[[Any, Path], object],
+    line: Sequence[str],
+    before: Callable[[Sequence[str]], object] | None = None,
+) -> int:
     """Compose the configuration ``config_name`` with the overrides of ``line`` and call ``task(config, folder)`` for each job.
 
-    ``config`` is the composed configuration, its types checked; ``folder`` is the job's run folder.
+    ``config`` is the composed configuration, its types checked; ``folder`` is the job's run folder. ``before`` gets the whole line, also that of
+    a run that is resumed, before anything is composed. In a multirun, a job that fails does not stop the others.
     """
     import hydra
 
     line = with_parts(_with_resume(list(line)))
+    if before is not None:
+        before(line)
+    line = _with_sweep_folders(line)
     dry_run = _last_value(line, "dry_run", "false").lower() in ("true", "yes", "on", "1")
     full_error, arguments = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     root = logging.getLogger()
@@ -39,7 +52,7 @@ def run_app(config_name: str, task: Callable[[Any, Path], object], line: Sequenc
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of ending the process
     try:
         with tempfile.TemporaryDirectory() as nowhere:
-            if dry_run:  # leaves no folder behind
+            if dry_run or place().rank:  # leaves no folder behind; of several processes, the first writes
                 line += [f"hydra.run.dir='{nowhere}'", f"hydra.sweep.dir='{nowhere}'", "hydra.output_subdir=null", "hydra/job_logging=none"]
             sys.argv = [f"searchqa {config_name}", *line]
             job = _Job(task, config_name)
@@ -77,11 +90,15 @@ class _Job:
         self.__name__ = config_name
 
     def __call__(self, config: DictConfig) -> object:
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        hydra_config = HydraConfig.get()
         set_threads(config.get("threads"))
         try:
-            return self.task(config, folder)
+            return self.task(config, Path(hydra_config.runtime.output_dir))
         except Exception as error:
+            if hydra_config.mode == RunMode.MULTIRUN and not config.get("dry_run"):
+                # Hydra goes on with the other jobs, and raises this once they are done
+                logger.error("Job %s (%s) failed: %s", hydra_config.job.num, hydra_config.job.override_dirname, error)
+                raise
             raise _JobFailed(error) from error
 
 
@@ -97,21 +114,42 @@ def set_threads(threads: int | None) -> None:
 def write_config(folder: RunFolder, config: DictConfig) -> None:
     """Write ``config.yaml``, resolved, if the folder may hold this run (:func:`check_config`)."""
     check_config(folder.path, config)
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
-    folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+    (folder.path / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end: from here on it would stand for another run
+    folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(_resolved(config))))
 
 
 def check_config(path: Path, config: DictConfig) -> None:
-    """Refuse the folder of a run with another environment or seed: its numbers must not be mixed with these."""
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    """Refuse the folder of a run with another environment, algorithm or seed: its numbers must not be mixed with these."""
     file = path / "config.yaml"
     if file.exists():
-        before: Any = OmegaConf.to_container(OmegaConf.load(file))
-        different = [key for key in ("env", "seed", "agent", "start") if before.get(key) != resolved.get(key)]
+        now, before = _resolved(config), _resolved(OmegaConf.load(file))
+        different = [key for key in ("env", "seed", "agent", "start", "lora") if before.get(key) != now.get(key)]
+        if _algorithm_name(before) != _algorithm_name(now):
+            different.append("algo")
         if different:
             raise RunFolderError(
                 f"{path} holds a run with another {' and another '.join(different)}; choose another run_dir, or remove the folder."
             )
+
+
+def is_finished(path: Path, config: DictConfig) -> bool:
+    """Whether the folder holds a run of this very configuration that came to its end."""
+    file = path / "config.yaml"
+    if not (file.is_file() and (path / SUMMARY_FILE).is_file()):
+        return False
+    now, before = _resolved(config), _resolved(OmegaConf.load(file))
+    own = ("run_dir", "name", "dry_run")  # when a run was begun, and what it is called, change nothing
+    return {k: v for k, v in now.items() if k not in own} == {k: v for k, v in before.items() if k not in own}
+
+
+def _resolved(config: Any) -> dict[str, Any]:
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _algorithm_name(config: Any) -> str | None:
+    algo = config.get("algo")
+    return algo.get("name") if isinstance(algo, dict) else None
 
 
 def _last_value(line: Sequence[str], key: str, default: str) -> str:
@@ -120,20 +158,46 @@ def _last_value(line: Sequence[str], key: str, default: str) -> str:
 
 
 def _with_resume(line: list[str]) -> list[str]:
-    """``resume=FOLDER`` as ``run_dir=FOLDER`` with the overrides that the run was begun with; overrides on the line win."""
+    """``resume=FOLDER`` as ``run_dir=FOLDER`` with the overrides that the run or sweep was begun with; overrides on the line win."""
     folder = _last_value(line, "resume", "")
     line = [word for word in line if word.partition("=")[0] != "resume"]
     if not folder or folder == "null":
         return line
-    path = check_run_folder(folder)
-    saved_file = path / ".hydra" / "overrides.yaml"
-    if not saved_file.is_file():
-        raise RunFolderError(
-            f"{path} cannot be resumed: {saved_file} is missing. Give the same line as before with run_dir={folder} instead."
-        )
-    given = {word.partition("=")[0] for word in line}
-    saved = [str(word) for word in OmegaConf.load(saved_file) if str(word).partition("=")[0] not in given | {"run_dir", "resume"}]
+    sweep_file = Path(folder) / "multirun.yaml"
+    if sweep_file.is_file():
+        overrides = OmegaConf.load(sweep_file).hydra.overrides
+        begun = ["-m", *overrides.hydra, *overrides.task]
+    else:
+        path = check_run_folder(folder)
+        saved_file = path / ".hydra" / "overrides.yaml"
+        if not saved_file.is_file():
+            raise RunFolderError(
+                f"{path} cannot be resumed: {saved_file} is missing. Give the same line as before with run_dir={folder} instead."
+            )
+        begun = list(OmegaConf.load(saved_file))
+    theirs = {word.partition("=")[0] for word in line} | {"run_dir", "resume", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.mode"}
+    saved = [str(word) for word in begun if str(word).partition("=")[0] not in theirs]
     return [*saved, *line, f"run_dir='{folder}'"]
+
+
+def _with_sweep_folders(line: list[str]) -> list[str]:
+    """In a multirun: ``run_dir`` is the sweep's folder, and jobs' folders are named by what differs between them, such as ``algo=ppo,seed=1``."""
+    if not {"-m", "--multirun"} & set(line):
+        return line
+    given = {word.partition("=")[0] for word in line}
+    folder = _last_value(line, "run_dir", "")
+    line = [word for word in line if word.partition("=")[0] != "run_dir"]
+    if folder and "hydra.sweep.dir" not in given:
+        line.append(f"hydra.sweep.dir='{folder}'")
+    overrides = OverridesParser.create().parse_overrides([word for word in line if not word.startswith("-") and "=" in word])
+    swept = [override for override in overrides if override.is_sweep_override()]
+    plain = all(re.fullmatch(r"[\w.,:+~=-]{1,60}", override.input_line or "") for override in swept)
+    if swept and plain and "hydra.sweep.subdir" not in given:
+        same = sorted({override.key_or_group for override in overrides} - {override.key_or_group for override in swept})
+        same = [key for key in same if not key.startswith("hydra")]
+        line.append("hydra.sweep.subdir=${hydra.job.override_dirname}")
+        line.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(same)}]")
+    return line
 
 
 def explained_override(error: BaseException) -> str | None:

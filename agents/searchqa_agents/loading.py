@@ -12,6 +12,8 @@ from searchqa_agents.tokenizer_files import saved_tokenizer
 from searchqa_envs.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import torch
+
     from searchqa_agents.language_model import LanguageModel
 
 
@@ -99,7 +101,7 @@ def check_script(key: str, script: str, env: EnvSettings, instead: str = "env=wo
         )
 
 
-def build_agent(agent: AgentSettings, venv: Any, device: str) -> LanguageModel:
+def build_agent(agent: AgentSettings, venv: Any, device: str, dtype: str = "float32") -> LanguageModel:
     """The agent for an environment. Raises ``ConfigurationError`` for a kind that is not known or a checkpoint that does not fit."""
     from searchqa_agents.scripted import ScriptedAgent
 
@@ -110,7 +112,7 @@ def build_agent(agent: AgentSettings, venv: Any, device: str) -> LanguageModel:
         with Console(stderr=True).status("Loading torch ..."):  # shown in a terminal, for some seconds
             from searchqa_agents.policy import Policy
 
-        return Policy.load(checkpoint_path(agent.checkpoint), base.tokenizer, device=chosen_device(device))
+        return Policy.load(checkpoint_path(agent.checkpoint), base.tokenizer, dtype=chosen_dtype(dtype), device=chosen_device(device))
     if isinstance(agent, ServerAgentSettings):
         from searchqa_agents.completion_server import CompletionServerLM
 
@@ -139,3 +141,12 @@ def chosen_device(name: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def chosen_dtype(name: str) -> torch.dtype:
+    """``float32`` or ``bfloat16``. Raises ``ConfigurationError`` for any other."""
+    if name not in ("float32", "bfloat16"):
+        raise ConfigurationError(f"dtype must be float32 or bfloat16; got {name!r}.")
+    import torch
+
+    return torch.float32 if name == "float32" else torch.bfloat16

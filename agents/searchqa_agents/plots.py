@@ -1,4 +1,4 @@
-"""The learning-curve picture of a training run."""
+"""Pictures: the learning curve of a training run, and several algorithms beside each other."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREY = "#1f5fbf", "#c8571b", "#6b6f75"
+
+PALETTE = (
+    "#1f5fbf",
+    "#c8571b",
+    "#2b8a3e",
+    "#8e44ad",
+    "#b8860b",
+    "#0f8b8d",
+    "#c2185b",
+    "#5b6770",
+    "#7a3e12",
+    "#4b4ba8",
+    "#6a994e",
+    "#000000",
+)
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -86,6 +101,68 @@ def _searches(axes: Axes, lines: Lines, measures: Mapping[str, Mapping[str, floa
     axes.set_title("Searches per question", fontsize=10, loc="left")
     axes.set_xlabel("step of reinforcement learning")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def comparison(
+    curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], results: Mapping[str, Sequence[tuple[float, ...]]], measure: str | None
+) -> bytes:
+    """Algorithms beside each other, as PNG.
+
+    Parameters
+    ----------
+    curves
+        For each algorithm, for each of its runs: pairs of step and exact match on training questions. Drawn as mean and range over the runs.
+    results
+        For each algorithm, for each of its runs: exact match on held-out questions before and after. Drawn as a dot for each run.
+    measure
+        What the results are of, such as ``hops=2/sampled``.
+    """
+    colours = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(results)}
+    figure = Figure(figsize=(11, max(3.9, 1.6 + 0.34 * len(results))), dpi=140, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    for i, (label, runs) in enumerate(curves.items()):
+        by_step: dict[int, list[float]] = {}
+        for step, value in (point for run in runs for point in run):
+            by_step.setdefault(step, []).append(value)
+        if not by_step:
+            continue
+        steps = sorted(by_step)
+        means = [sum(by_step[step]) / len(by_step[step]) for step in steps]
+        style = "-" if i < len(PALETTE) else "--"
+        left.fill_between(
+            steps, [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps], color=colours[label], alpha=0.10, linewidth=0
+        )
+        left.plot(steps, means, color=colours[label], linewidth=1.7, linestyle=style)
+    left.set_ylim(-0.02, 1.02)
+    left.set_title("Exact match on training questions, sampled (mean and range over seeds)", fontsize=10, loc="left")
+    left.set_xlabel("step")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    order = sorted(results, key=lambda label: sum(after for _, after in results[label]) / len(results[label]))
+    for row, label in enumerate(order):
+        befores, afters = zip(*results[label], strict=True)
+        before, after = sum(befores) / len(befores), sum(afters) / len(afters)
+        right.plot([before, after], [row, row], color=colours[label], linewidth=1.4, alpha=0.45)
+        right.scatter(befores, [row] * len(befores), facecolors="white", edgecolors=colours[label], s=26, zorder=3)
+        right.scatter(afters, [row] * len(afters), color=colours[label], s=26, zorder=4)
+        right.annotate(
+            f"{after:.3f}", (max(afters), row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9, color=colours[label]
+        )
+    right.set_yticks(range(len(order)), order)
+    for tick, label in zip(right.get_yticklabels(), order, strict=True):
+        tick.set_color(colours[label])
+        tick.set_fontweight("bold")
+    right.set_ylim(-0.7, len(order) - 0.3)
+    right.set_xlim(-0.02, 1.12)
+    hops = f"{measure.partition('/')[0].removeprefix('hops=')}-hop " if measure and measure.startswith("hops=") else ""
+    right.set_title(f"Held-out {hops}questions, sampled: before ○, after ●", fontsize=10, loc="left")
+    right.set_xlabel("exact match; a dot for each seed, the mean beside it")
+    for axes, grid in ((left, "y"), (right, "x")):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis=grid, color="#e4e4e0", linewidth=0.8)
+        axes.set_axisbelow(True)
+    file = BytesIO()
+    figure.savefig(file, format="png", facecolor="white")
+    return file.getvalue()
 
 
 def headline(measures: Mapping[str, Mapping[str, float]]) -> str | None:

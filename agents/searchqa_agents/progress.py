@@ -17,15 +17,27 @@ SECONDS_BETWEEN_LINES = 15.0
 DESCRIPTION_WIDTH = 29
 """Shorter descriptions are padded, so that the bars of a run's phases stand below each other."""
 
-Advance = Callable[[int, str], None]
+
+class Advance:
+    """``advance(done, note)``: how many units are finished so far (not the increment), and a few words such as "em 0.52"; ``say`` adds a line."""
+
+    def __init__(self, show: Callable[[int, str], None], console: Console) -> None:
+        self._show = show
+        self._console = console
+
+    def __call__(self, done: int, note: str) -> None:
+        self._show(done, note)
+
+    def say(self, text: str) -> None:
+        """Write a line above the bar, or among the other lines."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress(description: str, total: int, console: Console | None = None) -> Iterator[Advance]:
     """Show how far some work is. Work that never advances is not shown; work that ends before ``total`` is shown as complete.
 
-    Yields ``advance(done, note)``: ``done`` is the number of units finished so far (not the increment), ``note`` a few words such as "em 0.52".
-    Where the output is not a terminal, a line is written at most every 15 seconds, and one at the end.
+    Yields an :class:`Advance`. Where the output is not a terminal, a line is written at most every 15 seconds, and one at the end.
     """
     console = console or Console(stderr=True)
     with (_bar if console.is_terminal else _lines)(description, total, console) as advance:
@@ -46,7 +58,7 @@ def _bar(description: str, total: int, console: Console) -> Iterator[Advance]:
         def advance(done: int, note: str) -> None:
             bar.update(task, completed=done, note=note)
 
-        yield advance
+        yield Advance(advance, bar.console)
         done = bar.tasks[0].completed
         bar.update(task, total=done, visible=done > 0)
 
@@ -79,6 +91,6 @@ def _lines(description: str, total: int, console: Console) -> Iterator[Advance]:
             last, shown = time.monotonic(), latest
             console.print(latest, highlight=False, markup=False, soft_wrap=True)
 
-    yield advance
+    yield Advance(advance, console)
     if latest and latest != shown:
         console.print(f"{latest} ({time.monotonic() - started:.1f} s)", highlight=False, markup=False, soft_wrap=True)

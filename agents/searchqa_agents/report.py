@@ -1,4 +1,4 @@
-"""``searchqa report``: picture, page and table of finished runs; and the functions by which runs make theirs."""
+"""``searchqa report``: picture, page and table of finished runs, and comparisons of several; and the functions by which runs make theirs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchqa_agents.runs import RunFolderError, check_run_folder, read_metrics, replace_file
+from searchqa_agents.runs import SUMMARY_FILE, RunFolderError, check_run_folder, read_metrics, replace_file
 
 if TYPE_CHECKING:
     from searchqa_agents.trajectory import Trajectory
@@ -22,28 +23,56 @@ OWN_TO_A_RUN = frozenset({"seed", "command", "commit", "threads", "cpus", "packa
 """Parts of a stamp that may differ between runs whose mean is still meaningful."""
 
 
+OF_NO_MATTER = frozenset({"seed", "name", "run_dir", "threads", "device", "dry_run", "plugins", "keep_last", "rollouts_every"})
+"""Parts of a configuration that may."""
+
+
 def main(line: Sequence[str]) -> int:
     """Run ``searchqa report <line>``."""
     from rich.console import Console
 
     from searchqa_agents.cli import UsageError
-    from searchqa_agents.table import show, stamp_line
+    from searchqa_agents.table import markdown, show, stamp_line
 
-    if not line or any(word.startswith("-") for word in line):
-        raise UsageError("report needs the folders of runs: `searchqa report RUN [RUN ...]`. See `searchqa report --help`.")
+    folders = [word for word in line if word != "--markdown"]
+    if not folders or any(word.startswith("-") for word in folders):
+        raise UsageError(
+            "report needs the folders of runs or sweeps: `searchqa report [--markdown] FOLDER [FOLDER ...]`. See `searchqa report --help`."
+        )
     console = Console()
-    runs = [read_run(path) for path in line]
+    paths = [path for folder in folders for path in runs_beneath(Path(folder))]
+    unfinished = [path for path in paths if not (path / SUMMARY_FILE).is_file()]
+    runs = [read_run(path) for path in paths if len(paths) == 1 or path not in unfinished] or [read_run(paths[0])]
     for run in runs:
         write_picture(run.path)
         write_page(run.path)
+    files = [("Page", run.path / "report.html") for run in runs]
     if len(runs) == 1:
-        show(console, runs[0].name, runs[0].summary["columns"], runs[0].summary["rows"], stamp_line(runs[0].stamp))
+        tables = [(runs[0].name, runs[0].summary["columns"], runs[0].summary["rows"])]
+    elif (groups := algorithm_groups(runs)) is not None:
+        tables = [algorithm_table(groups)]
+        files.append(("Comparison", write_comparison(Path(os.path.commonpath([Path(folder).resolve() for folder in folders])), groups)))
     else:
-        for title, columns, rows in combined(runs):
-            show(console, title, columns, rows)
-    for run in runs:
-        console.print(f"Page: {run.path / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        tables = combined(runs)
+    for title, columns, rows in tables:
+        if "--markdown" in line:
+            console.print(markdown(columns, rows), markup=False, highlight=False, soft_wrap=True)
+        else:
+            show(console, title, columns, rows, stamp_line(runs[0].stamp) if len(runs) == 1 else "")
+    if "--markdown" not in line:
+        for title, file in files:
+            console.print(f"{title}: {file}", markup=False, highlight=False, soft_wrap=True)
+    for path in unfinished:
+        logger.warning("%s has no results yet and is left out; `searchqa train resume=%s` goes on with it.", path, path)
     return 0
+
+
+def runs_beneath(folder: Path) -> list[Path]:
+    """A run's folder itself, or those of all runs beneath a folder, such as a sweep's, in the order of their names."""
+    if (folder / "config.yaml").is_file():
+        return [folder]
+    found = sorted(file.parent for file in folder.glob("**/config.yaml") if file.parent.name != ".hydra")
+    return found or [check_run_folder(folder)]  # which raises
 
 
 class Run(argparse.Namespace):
@@ -53,6 +82,7 @@ class Run(argparse.Namespace):
     name: str
     stamp: dict[str, Any]
     summary: dict[str, Any]
+    config: dict[str, Any]
 
 
 def read_run(folder: str | Path) -> Run:
@@ -63,7 +93,7 @@ def read_run(folder: str | Path) -> Run:
             f"{path} has no results yet (summary.json is missing). `searchqa train resume={path}` goes on with a training run."
         )
     summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    return Run(path=path, name=summary["name"], stamp=_stamp(path), summary=summary)
+    return Run(path=path, name=summary["name"], stamp=_stamp(path), summary=summary, config=_config(path))
 
 
 def _stamp(path: Path) -> dict[str, Any]:
@@ -72,11 +102,97 @@ def _stamp(path: Path) -> dict[str, Any]:
     return stamp
 
 
+def _config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    config: dict[str, Any] = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    return config
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration makes a difference between runs, beside the seed; flat, such as ``algo.steps``."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": part for name, part in value.items() if name != "seed" or key not in ("algo", "warmup", "sft")}
+        elif key not in OF_NO_MATTER:
+            flat[key] = value
+    return flat
+
+
+def algorithm_groups(runs: Sequence[Run]) -> dict[str, list[Run]] | None:
+    """Training runs by algorithm, where they differ in nothing but the algorithm with its settings and the seed; else None.
+
+    Where an algorithm comes with several settings, its name is followed by those that differ.
+    """
+    if any(run.summary["kind"] != "train" for run in runs):
+        return None
+    settings = [_settings(run.config) for run in runs]
+    others = [{key: value for key, value in one.items() if not key.startswith("algo.")} for one in settings]
+    if any(other != others[0] for other in others):
+        return None
+    groups: dict[str, list[Run]] = {}
+    for run, own in zip(runs, settings, strict=True):
+        label = run.summary["algorithm"]
+        alike = [one for other, one in zip(runs, settings, strict=True) if other.summary["algorithm"] == label]
+        differing = [key for key in own if any(one.get(key) != own[key] for one in alike)]
+        parts = [label, *(f"{key.removeprefix('algo.')}={own[key]}" for key in differing)]
+        groups.setdefault(" ".join(parts), []).append(run)
+    return groups if len(groups) > 1 else None
+
+
+def algorithm_table(groups: Mapping[str, Sequence[Run]]) -> tuple[str, list[str], list[list[str]]]:
+    """Title, columns and rows: for each algorithm the mean over its runs, and each run's value behind it."""
+    from searchqa_agents.plots import headline
+    from searchqa_agents.table import mean_and_each
+
+    runs = [run for group in groups.values() for run in group]
+    prefix = headline(runs[0].summary["measures"])
+    hops = f"{prefix.partition('/')[0].removeprefix('hops=')}-hop " if prefix and prefix.startswith("hops=") else ""
+    seeds = sorted({run.summary["seed"] for run in runs})
+    title = f"By algorithm: {hops}held-out questions, sampled; mean and each run (seeds {', '.join(map(str, seeds))})"
+    columns = ["algorithm", "exact match before", "after", "searches before", "after", "tokens", "seconds"]
+    rows = []
+    for label, group in groups.items():
+        ordered = sorted(group, key=lambda run: int(run.summary["seed"]))
+        row = [label]
+        for metric in ("em", "searches"):
+            for when in ("before", "after"):
+                row.append(mean_and_each([run.summary["measures"][when][f"{prefix}/{metric}"] for run in ordered]))
+        tokens = math.fsum(run.summary["tokens"] for run in ordered) / len(ordered)
+        seconds = math.fsum(run.summary["seconds_training"] for run in ordered) / len(ordered)
+        rows.append([*row, f"{tokens / 1e6:.2f} M", f"{seconds:.0f}"])
+    return title, columns, rows
+
+
+def write_comparison(folder: Path, groups: Mapping[str, Sequence[Run]]) -> Path:
+    """Draw ``comparison.png`` into a folder: learning curves and held-out results by algorithm."""
+    from searchqa_agents.plots import comparison, headline
+
+    curves, results = {}, {}
+    for label, group in groups.items():
+        lines = [[line for line in read_metrics(run.path) if line["phase"] == "train" and "charts/em" in line] for run in group]
+        curves[label] = [[(int(line["step"]), float(line["charts/em"])) for line in one] for one in lines if one]
+        prefix = headline(group[0].summary["measures"])
+        results[label] = [tuple(run.summary["measures"][when][f"{prefix}/em"] for when in ("before", "after")) for run in group]
+    picture = comparison(curves, results, prefix)
+    file = folder / "comparison.png"
+    replace_file(file, lambda partial: partial.write_bytes(picture))
+    return file
+
+
+def totals_of_training(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """``tokens`` (all that were sampled and read) and ``seconds_training`` (rollouts and updates) of the lines of the training phase."""
+    own = [line for line in lines if line["phase"] == "train"]
+    seconds = math.fsum(line.get(f"time/{part}", 0.0) for line in own for part in ("rollout", "data", "update"))
+    return {"tokens": math.fsum(line.get("charts/tokens", 0.0) for line in own), "seconds_training": round(seconds, 3)}
+
+
 def combined(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]]:
     """One table (title, columns, rows): means over runs that differ in their seed only, otherwise a column for each run."""
     from searchqa_agents.table import number
 
-    stamps = [{key: value for key, value in run.stamp.items() if key not in OWN_TO_A_RUN} for run in runs]
+    stamps = [{key: value for key, value in run.stamp.items() if key not in OWN_TO_A_RUN} | _settings(run.config) for run in runs]
     values = [run_values(run) for run in runs]
     titles = {name: None for one in values for name in one}
     if all(stamp == stamps[0] for stamp in stamps[1:]):

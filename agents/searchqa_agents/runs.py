@@ -11,6 +11,7 @@
         learning_curve.png  report.html
 
 Whole files are written beside their place and then renamed; a line that a killed process left unfinished is dropped when the folder is opened again.
+So are half-written files and checkpoints, and the lines of steps behind the last checkpoint: these steps are taken again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,11 +41,16 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("searchqa-gym", "gymnasium", "numpy", "bm25s", "numba", "torch", "transformers", "hydra-core")
 METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
 TOKENIZER_FOLDER = "tokenizer"
 
 
 class RunFolderError(SearchQAError):
     """A folder is not a run's, is in use by another process, or holds a file that cannot be read."""
+
+
+class StorageError(RunFolderError):
+    """A file could not be written: the disk is full, a quota is used up, or the folder is gone."""
 
 
 class Checkpoint(NamedTuple):
@@ -67,12 +74,15 @@ class RunFolder:
         The folder; made if it is not there.
     keep_last
         How many of the latest checkpoints stay, beside the best and those saved with ``keep=True``.
+    command
+        The command that makes this run and can resume it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], keep_last: int = 2) -> None:
+    def __init__(self, path: str | os.PathLike[str], keep_last: int = 2, command: str = "train") -> None:
         from filelock import FileLock, Timeout
 
         self.path = Path(path)
+        self.command = command
         self.keep_last = keep_last
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock", timeout=0)
@@ -80,8 +90,7 @@ class RunFolder:
             self._lock.acquire()
         except Timeout as error:
             raise RunFolderError(f"{self.path} is in use by another running process; wait for it, or choose another run_dir.") from error
-        for stale in self._checkpoint_dir.glob(".partial-*"):
-            shutil.rmtree(stale)
+        self._clear_partial_files()
         self._started = time.monotonic() - self._seconds_so_far()
         self._lines = len(drop_unfinished_line(self.path / METRICS_FILE))
         self._writers: dict[str, SummaryWriter] = {}
@@ -94,10 +103,42 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the TensorBoard files and let other processes in."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
-        self._lock.release()
+        try:
+            for writer in self._writers.values():
+                writer.close()
+        except OSError as error:  # what metrics.jsonl holds is not lost by it
+            logger.warning("%s: TensorBoard's files could not be closed: %s", self.path, error)
+        finally:
+            self._writers.clear()
+            self._lock.release()
+
+    def _clear_partial_files(self) -> None:
+        """Remove what a killed process left half written."""
+        for replaced in self._checkpoint_dir.glob(f"{_REPLACED}*"):  # killed between two renames: the old one is still good
+            final = self._checkpoint_dir / replaced.name.removeprefix(_REPLACED)
+            if not final.exists():
+                os.replace(replaced, final)
+        for stale in self._checkpoint_dir.glob(".partial-*"):
+            shutil.rmtree(stale)
+        for folder in (self.path, self.path / "trajectories"):
+            for file in folder.glob(".partial-*"):
+                file.unlink()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn an ``OSError`` into a ``StorageError`` that says what is safe and how to go on."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"A file of the run could not be written: {error}. Make room first. {self.way_on()}") from error
+
+    def way_on(self, *overrides: str) -> str:
+        """What is safe after a stop, and the line that goes on from it."""
+        line = " ".join([f"searchqa {self.command} resume={self.path}", *overrides])
+        checkpoints = list_checkpoints(self.path)
+        if not checkpoints:
+            return f"There is no checkpoint yet: `{line}` begins again."
+        return f"The last good checkpoint is {checkpoints[-1].path}: `{line}` goes on from it."
 
     @property
     def seconds(self) -> float:
@@ -117,7 +158,8 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> Path:
         """Write a whole file at once: it is either the old or the new one, never half of it."""
         path = self.path / name
-        replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        with self._writing():
+            replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -129,8 +171,9 @@ class RunFolder:
         from searchqa_agents.trajectory import append_trajectories
 
         path = self.path / "trajectories" / f"{name}.jsonl.gz"
-        path.parent.mkdir(exist_ok=True)
-        replace_file(path, lambda partial: append_trajectories(partial, trajectories), suffix=".jsonl.gz")
+        with self._writing():
+            path.parent.mkdir(exist_ok=True)
+            replace_file(path, lambda partial: append_trajectories(partial, trajectories), suffix=".jsonl.gz")
         return path
 
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -138,21 +181,23 @@ class RunFolder:
         from searchqa_agents.tokenizer_files import own_tokenizer, save_tokenizer
 
         if own_tokenizer(tokenizer.name) is None:
-            save_tokenizer(tokenizer, self.path / TOKENIZER_FOLDER)
+            with self._writing():
+                save_tokenizer(tokenizer, self.path / TOKENIZER_FOLDER)
 
     # -- metrics -------------------------------------------------------------------------------------------------------------------------
 
     def log(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl`` and to TensorBoard: ``phase``, ``step``, ``seconds`` since the run began, and the values."""
         line = {"phase": phase, "step": int(step), "seconds": self.seconds, **values}
-        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False, default=float) + "\n")
-        self._lines += 1
-        writer = self._tensorboard(phase, step)
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                writer.add_scalar(name, value, step)
-        writer.flush()
+        with self._writing():
+            with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False, default=float) + "\n")
+            self._lines += 1
+            writer = self._tensorboard(phase, step)
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    writer.add_scalar(name, value, step)
+            writer.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines logged so far."""
@@ -173,30 +218,47 @@ class RunFolder:
         """Save a state: ``write(folder)`` fills a folder that gets its name only once it is complete and on disk.
 
         Checkpoints beyond the last few are then removed, except the one with the highest ``score`` and those with ``keep``.
+
+        Raises
+        ------
+        StorageError
+            If ``write`` raised an ``OSError``. The checkpoints from before are still there.
         """
         name = f"{phase}-{step:06d}"
         partial, final = self._checkpoint_dir / f".partial-{name}", self._checkpoint_dir / name
         if partial.exists():
             shutil.rmtree(partial)
-        partial.mkdir(parents=True)
         checkpoint = Checkpoint(final, phase, int(step), self._lines, time.time(), score, keep)
-        try:
-            write(partial)
-            record = {name: value for name, value in checkpoint._asdict().items() if name != "path"}
-            (partial / "checkpoint.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
-            _sync(partial)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        if final.exists():  # saved before and taken again after a rewind
-            replaced = self._checkpoint_dir / f".partial-replaced-{name}"
-            os.replace(final, replaced)
-            os.replace(partial, final)
-            shutil.rmtree(replaced)
-        else:
-            os.replace(partial, final)
+        with self._writing():
+            try:
+                partial.mkdir(parents=True)
+                write(partial)
+                _write_record(partial, checkpoint)
+                _sync(partial)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            if final.exists():  # saved before and taken again after a rewind
+                replaced = self._checkpoint_dir / f"{_REPLACED}{name}"
+                os.replace(final, replaced)
+                os.replace(partial, final)
+                shutil.rmtree(replaced)
+            else:
+                os.replace(partial, final)
+            _sync_names(self._checkpoint_dir)
         self._remove_old_checkpoints()
         return checkpoint
+
+    def keep_checkpoint(self, before_step: int, phase: str) -> Checkpoint | None:
+        """Keep for good the last checkpoint of a phase that was taken before a step, or its oldest; None if the phase has none."""
+        checkpoints = [checkpoint for checkpoint in list_checkpoints(self.path) if checkpoint.phase == phase]
+        if not checkpoints:
+            return None
+        chosen = ([checkpoint for checkpoint in checkpoints if checkpoint.step < before_step] or checkpoints[:1])[-1]
+        kept = chosen._replace(keep=True)
+        with self._writing():
+            _write_record(kept.path, kept)
+        return kept
 
     def _remove_old_checkpoints(self) -> None:
         checkpoints = list_checkpoints(self.path)
@@ -309,8 +371,17 @@ def replace_file(path: Path, write: Callable[[Path], object], suffix: str = "") 
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _sync_names(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+_REPLACED = ".partial-replaced-"
+
+
+def _write_record(folder: Path, checkpoint: Checkpoint) -> None:
+    record = {name: value for name, value in checkpoint._asdict().items() if name != "path"}
+    replace_file(folder / "checkpoint.json", lambda partial: partial.write_text(json.dumps(record) + "\n", encoding="utf-8"))
 
 
 def _sync(folder: Path) -> None:
@@ -318,3 +389,14 @@ def _sync(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+    _sync_names(folder)
+
+
+def _sync_names(folder: Path) -> None:
+    """Bring a folder's list of names to disk, where the system can (Windows cannot open folders)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

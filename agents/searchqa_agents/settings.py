@@ -69,7 +69,7 @@ def env_arguments(env: EnvSettings, **changed: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights")
+MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights", "lora")
 """Keys whose value can be a mapping with names that no file of ours lists."""
 
 
@@ -128,6 +128,7 @@ class RunSettings:
     seed: int = MISSING
     threads: int | None = MISSING
     device: str = MISSING
+    dtype: str = MISSING
     dry_run: bool = MISSING
 
 
@@ -165,6 +166,7 @@ class WarmStartSettings(RunSettings):
     warmup: Any = MISSING
     sft: Any = MISSING
     num_envs: int = MISSING
+    keep_last: int = MISSING
 
 
 @dataclass
@@ -179,11 +181,15 @@ class EvaluationSettings:
 
 @dataclass
 class TrainSettings(WarmStartSettings):
-    """``searchqa train``. ``algo`` is the algorithm's own configuration, such as a ``GRPOConfig``."""
+    """``searchqa train``. ``algo`` is the algorithm's own configuration, such as a ``GRPOConfig``, and its name; ``alarms`` an ``AlarmConfig``."""
 
     start: str = MISSING
+    plugins: list[str] = MISSING
     algo: Any = MISSING
+    lora: Any = MISSING
+    parallel: str = MISSING
     evaluation: EvaluationSettings = MISSING
+    alarms: Any = MISSING
     rollouts_every: int = MISSING
 
 
@@ -202,27 +208,40 @@ def register() -> None:
 
 
 def register_training() -> None:
-    """Make the types of ``sft`` and ``train`` known to Hydra; loads torch."""
+    """Make the types of ``sft`` and ``train`` known to Hydra, and every algorithm that is registered by now; loads torch."""
     from hydra.core.config_store import ConfigStore
     from rich.console import Console
 
     with Console(stderr=True).status("Loading torch ..."):  # shown in a terminal, for some seconds
-        from searchqa_agents.grpo import GRPOConfig
+        import searchqa_agents.algorithms  # noqa: F401, registers our own
+        from searchqa_agents.alarms import AlarmConfig
+        from searchqa_agents.algorithm import ALGORITHMS
         from searchqa_agents.sft import SFTConfig
+        from searchqa_agents.supervised import SupervisedConfig
         from searchqa_agents.warmup import WarmupConfig
+
+    from searchqa_agents.config_help import options
 
     store = ConfigStore.instance()
     store.store(name="sft_types", node=WarmStartSettings)
     store.store(name="train_types", node=TrainSettings)
     store.store(group="warmup", name="types", node=structured(WarmupConfig))
     store.store(group="sft", name="types", node=structured(SFTConfig))
-    store.store(group="algo", name="grpo_types", node=structured(GRPOConfig))
+    store.store(group="alarms", name="types", node=structured(AlarmConfig))
+    with_files = options("algo")
+    for name, config_class in {**{name: algorithm.config for name, algorithm in ALGORITHMS.items()}, "sft": SupervisedConfig}.items():
+        store.store(group="algo", name=f"{name}_types", node=structured(config_class, name=name))
+        if name not in with_files:
+            store.store(group="algo", name=name, node={"defaults": [f"{name}_types", "_self_"], "checkpoint_every": 5, "seed": "${seed}"})
 
 
-def structured(config_class: type) -> type:
-    """A dataclass with the same fields for OmegaConf, which knows no ``Literal``: those become ``str``; :func:`built` checks them."""
+def structured(config_class: type, **constants: str) -> type:
+    """A dataclass with the same fields for OmegaConf, which knows no ``Literal``: those become ``str``; :func:`built` checks them.
+
+    ``constants`` are further fields, such as an algorithm's name.
+    """
     hints = get_type_hints(config_class)
-    columns: list[Any] = []
+    columns: list[Any] = [(name, str, field(default=value)) for name, value in constants.items()]
     for f in fields(config_class):
         kind = str if get_origin(hints[f.name]) is Literal else hints[f.name]
         default = MISSING if f.default is NO_DEFAULT else f.default

@@ -40,7 +40,7 @@ def run(config: DictConfig, path: Path) -> None:
         console.print(f"Would {first}induction warm-up and fine-tuning, and write {settings.run_dir}.", markup=False, soft_wrap=True)
         return
     prepare(settings)
-    with RunFolder(path) as folder:
+    with RunFolder(path, settings.keep_last, "sft") as folder:
         write_config(folder, config)
         venv = make_venv(settings.env, settings.num_envs)
         folder.write_json("stamp.json", run_stamp(venv.unwrapped.stamp(), seed=settings.seed, threads=settings.threads))

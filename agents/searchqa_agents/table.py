@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,18 @@ METRIC_TITLES = {
 def number(value: float | None) -> str:
     """Three digits behind the point; a dash for what is not known."""
     return "–" if value is None else f"{value:.3f}"
+
+
+def mean_and_each(values: Sequence[float]) -> str:
+    """The mean, and behind it each value where there are several that differ: ``0.940 (0.938 0.942)``."""
+    mean = number(math.fsum(values) / len(values))
+    return mean if len(set(values)) < 2 else f"{mean} ({' '.join(number(value) for value in values)})"
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---", *("---:" for _ in columns[1:])], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def stamp_line(stamp: Mapping[str, Any]) -> str:

@@ -1,34 +1,51 @@
-"""``searchqa train``: warm start, reinforcement learning, and what it changed."""
+"""``searchqa train``: warm start, training by an algorithm, and what it changed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from searchqa_agents.hydra_app import check_config, run_app, write_config
+from searchqa_agents.hydra_app import check_config, is_finished, run_app, write_config
 from searchqa_agents.settings import TrainSettings, register, register_training
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.console import Console
 
+    from searchqa_agents.parallel import Parallel
+
 
 def main(line: Sequence[str]) -> int:
     """Run ``searchqa train <line>``."""
     register()
+    return run_app("train", run, line, before=_register)
+
+
+def _register(line: Sequence[str]) -> None:
+    from searchqa_agents.plugins import load_plugins, plugins_on
+
     register_training()
-    return run_app("train", run, line)
+    plugins = plugins_on(line)
+    if plugins:
+        load_plugins(plugins)
+        register_training()  # their settings too
 
 
 def run(config: DictConfig, path: Path) -> None:
     """One training run, into the run folder ``path``."""
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
     from rich.console import Console
 
+    from searchqa_agents.loading import chosen_device
+    from searchqa_agents.parallel import processes
+    from searchqa_agents.plugins import load_plugins
     from searchqa_agents.training_run import check_start
 
+    load_plugins(config.plugins)  # this may be another process than the one that read the line
     settings = cast(TrainSettings, OmegaConf.to_object(config))
+    label = str(HydraConfig.get().runtime.choices["algo"])
     console = Console()
     if settings.dry_run:
         check_config(Path(settings.run_dir), config)
@@ -36,29 +53,43 @@ def run(config: DictConfig, path: Path) -> None:
         console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
         first = f"download {missing}, then run " if missing is not None else "run "
         warm_start = "induction warm-up, fine-tuning, " if settings.start == "nothing" else f"from {settings.start}: "
-        console.print(f"Would {first}{warm_start}evaluation, GRPO, evaluation, and write {settings.run_dir}.", markup=False, soft_wrap=True)
+        said = f"Would {first}{warm_start}evaluation, {_title(settings, label)}, evaluation, and write {settings.run_dir}."
+        console.print(said, markup=False, soft_wrap=True)
         return
     try:
-        train(settings, config, path, console)
+        with processes(settings.parallel, chosen_device(settings.device)) as parallel:  # type: ignore[arg-type]  # it checks the value
+            train(settings, config, Path(parallel.broadcast(str(path))), label, console, parallel)
     except KeyboardInterrupt:
         console.print(f"Stopped. `searchqa train resume={path}` goes on from the last checkpoint.", markup=False, soft_wrap=True)
         raise
 
 
-def train(settings: TrainSettings, config: DictConfig, path: Path, console: Console) -> None:
-    """All phases, then the table, the picture and the page."""
-    from searchqa_agents.loading import make_venv
-    from searchqa_agents.report import write_page, write_picture
-    from searchqa_agents.runs import RunFolder, run_stamp
-    from searchqa_agents.table import show, stamp_line
-    from searchqa_agents.training_run import Training, prepare, table_of
+def _title(settings: TrainSettings, label: str) -> str:
+    return f"{label.upper() if len(label) <= 4 else label} ({settings.algo.steps} steps)"
 
+
+def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, console: Console, parallel: Parallel) -> None:
+    """All phases, then the table, the picture and the page. ``label`` is the algorithm's name on the line."""
+    from searchqa_agents.loading import make_venv
+    from searchqa_agents.report import totals_of_training, write_page, write_picture
+    from searchqa_agents.runs import SUMMARY_FILE, RunFolder, run_stamp
+    from searchqa_agents.table import show, stamp_line
+    from searchqa_agents.training_run import Training, follow, prepare, table_of
+
+    if parallel.broadcast(is_finished(path, config)):
+        if parallel.main:
+            console.print(f"{path} is finished: nothing to do. `searchqa report {path}` shows it.", markup=False, soft_wrap=True)
+        return
     prepare(settings)
-    with RunFolder(path) as folder:
+    if not parallel.main:
+        follow(settings, parallel)
+        return
+    with RunFolder(path, settings.keep_last) as folder:
         write_config(folder, config)
         venv = make_venv(settings.env, settings.num_envs)
         stamp = run_stamp(venv.unwrapped.stamp(), seed=settings.seed, threads=settings.threads)
         stamp["measured_on"] = settings.evaluation.split
+        stamp["algorithm"] = label
         folder.write_json("stamp.json", stamp)
         folder.write_tokenizer(venv.unwrapped.tokenizer)
         training = Training(settings, folder, venv)
@@ -66,12 +97,14 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, console: Cons
             training.run_warmup()
             training.run_sft()
         measures = {"before": training.measure(settings, "before", stamp)}
-        training.run_grpo(settings, stamp)
+        training.run_algorithm(settings, stamp, parallel, _title(settings, label))
         measures["after"] = training.measure(settings, "after", stamp)
         venv.close()
         titles, columns, rows = table_of(measures)
-        summary = {"kind": "train", "name": settings.name, "seed": settings.seed, "seconds": folder.seconds}
-        folder.write_json("summary.json", {**summary, "columns": columns, "rows": rows, "titles": titles, "measures": measures})
+        summary: dict[str, Any] = {"kind": "train", "name": settings.name, "algorithm": label, "seed": settings.seed}
+        summary |= {"seconds": folder.seconds, **totals_of_training(folder.metrics())}
+        summary |= {"alarms": [alarm._asdict() for alarm in training.alarms.raised] if training.alarms is not None else []}
+        folder.write_json(SUMMARY_FILE, {**summary, "columns": columns, "rows": rows, "titles": titles, "measures": measures})
         picture = write_picture(folder.path)
         page = write_page(folder.path)
         show(console, f"{settings.name}: {settings.evaluation.questions} questions each", columns, rows, stamp_line(stamp))

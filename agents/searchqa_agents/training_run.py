@@ -1,4 +1,10 @@
-"""A training run in its folder: phases that log, save checkpoints, and go on where a killed run stopped."""
+"""A training run in its folder: phases that log, save checkpoints, and go on where a killed run stopped.
+
+A checkpoint holds the weights (as a plain ``from_pretrained`` folder, and once more in the trainer's state), critic, reference, optimisers, the number
+of steps done, and the global random generators. Nothing else is needed to continue identically: questions, their order, samples and minibatches
+are functions of the seed and the step; episodes end within a step, so that no environment is in the middle of one; learning rates and the
+stages of rewards and retrievers are functions of the step, which trainers tell them (``set_progress``); alarms are fed with ``metrics.jsonl`` again.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +16,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
+from searchqa_agents.alarms import AlarmConfig, Alarms
+from searchqa_agents.algorithm import check_settings, get_algorithm
 from searchqa_agents.demonstrations import Batches, fresh_demonstrations
 from searchqa_agents.evaluate import evaluate
-from searchqa_agents.grpo import GRPOConfig, train_grpo
-from searchqa_agents.loading import check_script, checkpoint_path, checkpoint_tokenizer, chosen_device, make_venv, missing_data
+from searchqa_agents.loading import (
+    check_script,
+    checkpoint_path,
+    checkpoint_tokenizer,
+    chosen_device,
+    chosen_dtype,
+    make_venv,
+    missing_data,
+)
 from searchqa_agents.models import make_tiny_model
+from searchqa_agents.optimisation import TrainingDivergedError
+from searchqa_agents.parallel import Parallel
 from searchqa_agents.policy import Policy
-from searchqa_agents.progress import progress
+from searchqa_agents.progress import Advance, progress
 from searchqa_agents.rollout import draw_questions
 from searchqa_agents.runs import Checkpoint, RunFolder, RunFolderError, list_checkpoints
 from searchqa_agents.settings import TrainSettings, WarmStartSettings, built, check_at_least
 from searchqa_agents.sft import SFTConfig, train_sft
+from searchqa_agents.supervised import SupervisedConfig, train_supervised
+from searchqa_agents.trainer import train
 from searchqa_agents.trajectory import Trajectory
 from searchqa_agents.warmup import WarmupConfig, train_warmup
+from searchqa_envs.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from searchqa_agents.optimisation import OnCheckpoint, OnStep
@@ -32,8 +53,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PHASES = ("warmup", "sft", "grpo")
+PHASES = ("warmup", "sft", "train")
 STATE_FILE = "trainer.pt"
+SUPERVISED = "sft"
+"""the name of supervised fine-tuning among the algorithms"""
 
 
 def prepare(settings: WarmStartSettings) -> None:
@@ -42,14 +65,30 @@ def prepare(settings: WarmStartSettings) -> None:
     built(SFTConfig, settings.sft)
     check_at_least(1, num_envs=settings.num_envs)
     if isinstance(settings, TrainSettings):
-        built(GRPOConfig, settings.algo)
-        check_at_least(1, evaluation__questions=settings.evaluation.questions)
+        name, config = algorithm_of(settings)
+        if name == SUPERVISED:
+            check_script("algo.demonstrations", config.demonstrations, settings.env, "env=world")
+        built(AlarmConfig, settings.alarms)
+        check_at_least(1, evaluation__questions=settings.evaluation.questions, keep_last=settings.keep_last)
     start = start_of(settings)
     if start is None:
         instead = "env=world, start=<checkpoint>" if isinstance(settings, TrainSettings) else "env=world"
         check_script("demonstrations", settings.demonstrations, settings.env, instead)
     else:
         settings.env.tokenizer = settings.env.tokenizer or checkpoint_tokenizer(start)
+
+
+def algorithm_of(settings: TrainSettings) -> tuple[str, Any]:
+    """Name and configuration of the algorithm. Raises ``ConfigurationError`` for settings that cannot be."""
+    name = settings.algo.name
+    if name != type(settings.algo).__dataclass_fields__["name"].default:
+        raise ConfigurationError(f"algo.name cannot be changed, because each algorithm has its own settings; write algo={name}.")
+    if name == SUPERVISED:
+        return name, built(SupervisedConfig, settings.algo)
+    algorithm = get_algorithm(name)
+    config = built(algorithm.config, settings.algo)
+    check_settings(algorithm, config)
+    return name, config
 
 
 def start_of(settings: WarmStartSettings) -> str | None:
@@ -86,12 +125,12 @@ def demonstrations(settings: WarmStartSettings, venv: Any) -> Batches:
 def first_policy(settings: WarmStartSettings, tokenizer: Tokenizer) -> Policy:
     """The policy of the checkpoint that is started from, or a new one."""
     disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, of files that are read and written in a moment
-    start, device = start_of(settings), chosen_device(settings.device)
+    start, device, dtype = start_of(settings), chosen_device(settings.device), chosen_dtype(settings.dtype)
     if start is not None:
-        return Policy.load(checkpoint_path(start), tokenizer, device=device)
+        return Policy.load(checkpoint_path(start), tokenizer, dtype=dtype, device=device)
     shape: dict[str, Any] = vars(settings.model)
-    model = make_tiny_model(tokenizer.vocab_size, settings.seed, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id, device=device, **shape)
-    return Policy(model, tokenizer)
+    ids = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
+    return Policy(make_tiny_model(tokenizer.vocab_size, settings.seed, **ids, dtype=dtype, device=device, **shape), tokenizer)
 
 
 class Training:
@@ -101,7 +140,7 @@ class Training:
         checkpoints = list_checkpoints(folder.path)
         self.settings = settings
         self.warmup, self.sft = built(WarmupConfig, settings.warmup), built(SFTConfig, settings.sft)
-        self.grpo = built(GRPOConfig, settings.algo) if isinstance(settings, TrainSettings) else None
+        self.alarms: Alarms | None = None
         self.folder = folder
         self.venv = venv
         self.last: Checkpoint | None = checkpoints[-1] if checkpoints else None
@@ -117,7 +156,11 @@ class Training:
     def run_warmup(self) -> None:
         """Induction warm-up."""
         config = self.warmup
-        with self._phase("warmup", config.max_steps, "losses/warmup_loss") as (state, on_step, on_checkpoint):
+        with self._phase("warmup", config.max_steps, "losses/warmup_loss", "induction warm-up (at most)") as (
+            state,
+            on_step,
+            on_checkpoint,
+        ):
             looks = [line for line in self.folder.metrics() if "losses/shuffled_loss" in line]
             copied = looks and max(looks[-1]["losses/copying_loss"], looks[-1]["losses/shuffled_loss"]) < config.target_loss
             if state is not None and copied:
@@ -128,60 +171,82 @@ class Training:
     def run_sft(self) -> None:
         """Supervised fine-tuning on scripted demonstrations. Its last checkpoint is kept."""
         config = self.sft
-        with self._phase("sft", config.steps, "losses/sft_loss") as (state, on_step, on_checkpoint):
+        with self._phase("sft", config.steps, "losses/sft_loss", "fine-tuning on demonstrations") as (state, on_step, on_checkpoint):
             if not self._behind("sft"):
                 batches = demonstrations(self.settings, self.venv)
                 train_sft(self.policy, batches, config, on_step=on_step, on_checkpoint=on_checkpoint, state=state)
 
-    def run_grpo(self, settings: TrainSettings, stamp: Mapping[str, Any]) -> None:
-        """GRPO."""
-        config = self.grpo or built(GRPOConfig, settings.algo)
+    def run_algorithm(self, settings: TrainSettings, stamp: Mapping[str, Any], parallel: Parallel, title: str) -> None:
+        """The algorithm that the run is about."""
+        name, config = algorithm_of(settings)
+        self.alarms = alarms = Alarms(built(AlarmConfig, settings.alarms), self.venv.unwrapped.rules.max_turns)
+        for line in self.folder.metrics():
+            if line["phase"] == "train":
+                alarms.update(line["step"], line)
 
         def on_rollout(step: int, trajectories: Sequence[Trajectory]) -> None:
             if settings.rollouts_every and (step + 1) % settings.rollouts_every == 0:
                 self.folder.write_trajectories(f"rollouts-{step + 1:06d}", trajectories)
 
-        with self._phase("grpo", config.steps, "charts/em") as (state, on_step, on_checkpoint):
-            train_grpo(
-                self.policy,
-                self.venv,
-                config,
-                on_step=on_step,
-                on_checkpoint=on_checkpoint,
-                on_rollout=on_rollout,
-                state=state,
-                stamp=stamp,
-            )
+        shown = "losses/sft_loss" if name == SUPERVISED else "charts/em"
+        with self._phase("train", config.steps, shown, title) as (state, on_step, on_checkpoint):
+            parallel.broadcast(None if state is None or self.last is None else str(self.last.path / STATE_FILE))
+            parallel.broadcast(dict(stamp))
+            hooks: dict[str, Any] = {"on_step": on_step, "on_checkpoint": on_checkpoint, "state": state}
+            if name == SUPERVISED:
+                train_supervised(self.policy, self.venv, config, **hooks)
+            else:
+                if start_of(settings) is None:
+                    parallel.broadcast(self.policy.model.state_dict())
+                train(self.policy, self.venv, name, config, on_rollout=on_rollout, stamp=stamp, parallel=parallel, **hooks)
+
+    def _watch(self, step: int, metrics: Mapping[str, float], advance: Advance) -> dict[str, float]:
+        """Warn of what the alarms see, keep the checkpoint from before it; returns a metric for each alarm."""
+        new = self.alarms.update(step, metrics) if self.alarms is not None else []
+        for alarm in new:
+            kept = self.folder.keep_checkpoint(alarm.since, "train")
+            where = f" The checkpoint from before is kept: {kept.path}" if kept is not None else ""
+            text = f"Step {step}: {alarm.message}{where}"
+            logger.info("Alarm, %s. %s", alarm.name, text)
+            advance.say(f"Warning: {text}")
+        return {f"alarms/{alarm.name.replace(' ', '_')}": 1.0 for alarm in new}
 
     def _behind(self, phase: str) -> bool:
         return self.last is not None and PHASES.index(self.last.phase) > PHASES.index(phase)
 
     @contextmanager
-    def _phase(self, phase: str, steps: int, shown: str) -> Iterator[tuple[Mapping[str, Any] | None, OnStep, OnCheckpoint]]:
+    def _phase(self, phase: str, steps: int, shown: str, title: str) -> Iterator[tuple[Mapping[str, Any] | None, OnStep, OnCheckpoint]]:
         """Where the phase begins (a trainer's state or None), and its hooks."""
         state = None
         if self.last is not None and self.last.phase == phase:
-            device = self.policy.device
-            state = torch.load(self.last.path / STATE_FILE, map_location=device, weights_only=True)
+            state = load_state(self.last.path / STATE_FILE)
         latest: dict[str, float] = {}
 
-        with progress(_TITLES[phase], steps) as advance:
+        with progress(title, steps) as advance:
 
             def on_step(step: int, metrics: Mapping[str, float]) -> None:
                 latest.update(metrics)
-                self.folder.log(phase, step, metrics)
+                alarms = self._watch(step, metrics, advance) if phase == "train" else {}
+                self.folder.log(phase, step, {**metrics, **alarms})
                 advance(step, f"{shown.rpartition('/')[2].replace('_', ' ')} {metrics.get(shown, float('nan')):.3f}")
 
             def on_checkpoint(step: int, trainer_state: Mapping[str, Any]) -> None:
+                check_finite(trainer_state["model"], step)
+
                 def write(path: Path) -> None:
-                    self.policy.save(path)
-                    torch.save(dict(trainer_state), path / STATE_FILE)
+                    save_policy(self.policy, path)
+                    save_state(path / STATE_FILE, trainer_state)
 
                 keep = phase == "sft" and step == steps
                 saved = self.folder.save_checkpoint(phase, step, write, score=latest.get("charts/em"), keep=keep)
                 self.saved = saved.path
 
-            yield state, on_step, on_checkpoint
+            try:
+                yield state, on_step, on_checkpoint
+            except TrainingDivergedError as error:
+                group = "algo" if phase == "train" else phase
+                rate = getattr(self.settings, group).learning_rate
+                raise TrainingDivergedError(f"{error} {self.folder.way_on(f'{group}.learning_rate={rate / 2:g}')}") from error
 
     # -- measuring -----------------------------------------------------------------------------------------------------------------------
 
@@ -191,7 +256,7 @@ class Training:
         Keys: ``hops=2/sampled/em`` (or ``sampled/em`` where the set knows no hops), greedy likewise, ``.../off/em`` with the retriever off.
         """
         file = self.folder.path / f"{when}.json"
-        if when == "before" and self.last is not None and self.last.phase == "grpo":
+        if when == "before" and self.last is not None and self.last.phase == "train":
             if not file.is_file():  # the policy it measured is gone
                 raise RunFolderError(f"{file} is missing: this run cannot be continued. Begin a new one.")
             values: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
@@ -204,7 +269,53 @@ class Training:
         return measures
 
 
-_TITLES = {"warmup": "induction warm-up (at most)", "sft": "fine-tuning on demonstrations", "grpo": "GRPO"}
+def follow(settings: TrainSettings, parallel: Parallel) -> None:
+    """What the processes beside the first do: nothing but the algorithm's training, in step with it."""
+    name, config = algorithm_of(settings)
+    venv = make_venv(settings.env, settings.num_envs)
+    policy = first_policy(settings, venv.unwrapped.tokenizer)
+    file: str | None = parallel.broadcast(None)
+    stamp: dict[str, Any] = parallel.broadcast({})
+    if start_of(settings) is None:
+        policy.model.load_state_dict(parallel.broadcast({}))
+    state = None if file is None else load_state(Path(file))
+    # a hook that writes nothing: all processes together make the state that the first one saves
+    train(policy, venv, name, config, state=state, stamp=stamp, parallel=parallel, on_checkpoint=lambda step, state: None)
+    venv.close()
+
+
+def load_state(file: Path) -> Mapping[str, Any]:
+    """A trainer's state, on the CPU; optimisers bring it to where their parameters are."""
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return state
+
+
+def save_state(file: Path, state: Mapping[str, Any]) -> None:
+    """``torch.save``, but a write that fails is an ``OSError`` with its cause, which torch hides behind a ``RuntimeError``."""
+    with file.open("wb") as opened:
+        try:
+            torch.save(dict(state), opened)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """``policy.save``; a write that fails is an ``OSError``, which safetensors replaces by an error of its own."""
+    try:
+        policy.save(folder)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], step: int) -> None:
+    """Raise ``TrainingDivergedError`` for weights that are not all finite: they must not replace a good checkpoint."""
+    bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise TrainingDivergedError(
+            f"Training has diverged: after step {step}, {len(bad)} of {len(weights)} weights are not finite, first {bad[0]}; they are not saved."
+        )
 
 
 def measured(policy: Policy, settings: TrainSettings, title: str, stamp: Mapping[str, Any]) -> tuple[dict[str, float], list[Trajectory]]:
