@@ -24,7 +24,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from searchqa_agents.language_model import FloatArray, IntArray, LanguageModel, Sampling, Segment
+from searchqa_agents.language_model import FloatArray, IntArray, LanguageModel, Sampling, Segment, Session
 from searchqa_agents.trajectory import Trajectory, TurnSpan
 from searchqa_envs.errors import EpisodeStateError
 from searchqa_envs.questions import QuestionSource
@@ -65,7 +65,7 @@ def rollout(
     stamp
         Stored with each trajectory.
     on_done
-        Called after each batch of ``num_envs`` episodes with the number of episodes finished so far.
+        Called whenever episodes have ended, with the number of episodes that have.
     places
         Each question's place, where ``questions`` are a part of a longer list; default: as they stand here.
 
@@ -75,20 +75,19 @@ def rollout(
         In the order of ``questions``, members of a group next to each other. An episode that lost its search back end is among them, with
         ``backend_error``: training must leave it out.
     """
-    base = venv.unwrapped
-    sampling = Sampling(base.max_segment_tokens, tuple(base.dialect.closers), temperature, top_p, top_k)  # type: ignore[attr-defined]
+    base: Any = venv.unwrapped
+    sampling = Sampling(base.max_segment_tokens, tuple(base.dialect.closers), temperature, top_p, top_k)
     numbered = zip(range(len(questions)) if places is None else places, questions, strict=True)
-    spots: _Places = _SubsetPlaces(venv) if hasattr(venv, "step_at") else _PlainPlaces(venv)
-    jobs = [(question, episode_seed(seed, place, member)) for place, question in numbered for member in range(group_size)]
-    trajectories: list[Trajectory] = []
-    for start in range(0, len(jobs), venv.num_envs):
-        wave = jobs[start : start + venv.num_envs]
-        recorders = _play(spots, model, [question for question, _ in wave], [one_seed for _, one_seed in wave], sampling)
-        tokenizer = base.tokenizer  # type: ignore[attr-defined]
-        trajectories += [recorder.trajectory(tokenizer, model, stamp or {}) for recorder in recorders]
-        if on_done is not None:
-            on_done(len(trajectories))
-    return trajectories
+    jobs = [_Job(question, episode_seed(seed, place, member)) for place, question in numbered for member in range(group_size)]
+    _question_options(questions)  # raises where they are of both kinds
+    stage: _Stage = _SubsetStage(venv) if hasattr(venv, "step_at") else _WholeStage(venv)
+    session = model.start([job.seed for job in jobs], sampling)
+    episodes: dict[int, _Episode] = {}
+    try:
+        _play(stage, session, jobs, episodes, on_done or (lambda finished: None))
+    finally:  # also after an error or an interrupt: a session may hold connections and memory
+        session.release([row for row, episode in episodes.items() if not episode.ended])
+    return [episodes[row].trajectory(base.tokenizer, model, stamp or {}) for row in range(len(jobs))]
 
 
 def episode_seed(*numbers: int) -> int:
@@ -112,34 +111,50 @@ def draw_questions(source: QuestionSource, count: int, *, seed: int, num_worlds:
     return [int(chosen[place // per_world] * per_world + place % per_world) for place in places]
 
 
-def _play(
-    places: _Places, model: LanguageModel, questions: Sequence[int | str], seeds: Sequence[int], sampling: Sampling
-) -> list[_Recorder]:
-    """One wave of episodes, at most one per environment, each to its end."""
-    session = model.start(seeds, sampling)
-    started = time.perf_counter()
-    observations, infos = places.reset(questions, [one_seed % 2**31 for one_seed in seeds])
-    recorders = [_Recorder(observation, info) for observation, info in zip(observations, infos, strict=True)]
-    _share(recorders, "environment", time.perf_counter() - started)
-    live = list(range(len(questions)))
-    while live:
+class _Job(NamedTuple):
+    question: int | str
+    seed: int
+
+
+def _play(stage: _Stage, session: Session, jobs: Sequence[_Job], episodes: dict[int, _Episode], on_done: Callable[[int], object]) -> None:
+    """Play all jobs into ``episodes``, by row: whatever is written is stepped at once, and a place is given to the next job when its episode ends."""
+    free = list(range(stage.size))
+    place: dict[int, int] = {}  # of each row under way
+    ready: list[int] = []  # rows under way that have been answered
+    while len(episodes) < len(jobs) or place:
+        begun = list(range(len(episodes), min(len(jobs), len(episodes) + len(free))))
+        if begun:
+            place.update(zip(begun, free, strict=False))
+            del free[: len(begun)]
+            started = time.perf_counter()
+            opened = stage.reset([place[row] for row in begun], [jobs[row] for row in begun])
+            episodes.update((row, _Episode(*opening)) for row, opening in zip(begun, zip(*opened, strict=True), strict=True))
+            _share([episodes[row] for row in begun], "environment", time.perf_counter() - started)
         started = time.perf_counter()
-        segments = session.generate(live, [recorders[i].context for i in live], [recorders[i].info for i in live])
-        _share([recorders[i] for i in live], "model", time.perf_counter() - started)
+        asked = ready + begun
+        session.submit(asked, [episodes[row].context for row in asked], [episodes[row].info for row in asked])
+        written = dict(session.collect())
+        while stage.steps_all_at_once and len(written) < len(place):
+            written.update(session.collect())
+        _share([episodes[row] for row in place], "model", time.perf_counter() - started)
         started = time.perf_counter()
-        steps = places.step(live, [segment.ids for segment in segments])
+        steps = stage.step([place[row] for row in written], [segment.ids for segment in written.values()])
         elapsed = time.perf_counter() - started
-        for i, segment, *step in zip(live, segments, *steps, strict=True):
-            recorders[i].add(segment, *step)
-        searching = sum(recorders[i].info["turn_record"].seconds for i in live)
-        _share([recorders[i] for i in live], "environment", elapsed - searching)
-        live = [i for i in live if not recorders[i].ended]
-    return recorders
+        stepped = [episodes[row] for row in written]
+        for episode, segment, *step in zip(stepped, written.values(), *steps, strict=True):
+            episode.add(segment, *step)
+        _share(stepped, "environment", elapsed - sum(episode.info["turn_record"].seconds for episode in stepped))
+        ended = [row for row in written if episodes[row].ended]
+        ready = [row for row in written if not episodes[row].ended]
+        free += [place.pop(row) for row in ended]
+        session.release(ended)
+        if ended:
+            on_done(len(episodes) - len(place))
 
 
-def _share(recorders: Sequence[_Recorder], part: str, seconds: float) -> None:
-    for recorder in recorders:
-        recorder.seconds[part] += seconds / len(recorders)
+def _share(episodes: Sequence[_Episode], part: str, seconds: float) -> None:
+    for episode in episodes:
+        episode.seconds[part] += seconds / len(episodes)
 
 
 class _Turn(NamedTuple):
@@ -150,7 +165,7 @@ class _Turn(NamedTuple):
     content: str
 
 
-class _Recorder:
+class _Episode:
     """What one episode has been so far."""
 
     def __init__(self, observation: IntArray, info: Info) -> None:
@@ -216,37 +231,47 @@ class _Recorder:
 
 def _question_options(questions: Sequence[int | str]) -> dict[str, list[Any]]:
     """Options of ``reset``: by index where all questions are numbers, by id where all are texts."""
-    by_index = {isinstance(question, str) for question in questions}
-    if len(by_index) > 1:
+    by_id = {isinstance(question, str) for question in questions}
+    if len(by_id) > 1:
         raise ValueError("questions must be all indices (int) or all ids (str); got both.")
-    return {"question_id" if by_index == {True} else "index": list(questions)}
+    return {"question_id" if by_id == {True} else "index": list(questions)}
 
 
-class _Places(Protocol):
-    """Environments 0 to n - 1 of a vector environment, stepped as far as they are needed."""
+class _Stage(Protocol):
+    """Places 0 to ``size`` - 1 of a vector environment where episodes are played."""
 
-    def reset(self, questions: Sequence[int | str], seeds: Sequence[int]) -> tuple[Sequence[IntArray], Sequence[Info]]: ...
+    size: int
+    steps_all_at_once: bool
+    """whether :meth:`step` must be given all places whose episodes go on"""
 
-    def step(self, indices: Sequence[int], segments: Sequence[IntArray]) -> Steps: ...
+    def reset(self, places: Sequence[int], jobs: Sequence[_Job]) -> tuple[Sequence[IntArray], Sequence[Info]]: ...
+
+    def step(self, places: Sequence[int], segments: Sequence[IntArray]) -> Steps: ...
 
 
-class _SubsetPlaces:
+class _SubsetStage:
     """By ``reset_at`` and ``step_at``."""
+
+    steps_all_at_once = False
 
     def __init__(self, venv: Any) -> None:
         self._venv = venv
+        self.size: int = venv.num_envs
 
-    def reset(self, questions: Sequence[int | str], seeds: Sequence[int]) -> tuple[Sequence[IntArray], Sequence[Info]]:
-        observations, infos = self._venv.reset_at(range(len(questions)), seed=list(seeds), options=_question_options(questions))
+    def reset(self, places: Sequence[int], jobs: Sequence[_Job]) -> tuple[Sequence[IntArray], Sequence[Info]]:
+        options = _question_options([job.question for job in jobs])
+        observations, infos = self._venv.reset_at(places, seed=[job.seed % 2**31 for job in jobs], options=options)
         return observations, infos
 
-    def step(self, indices: Sequence[int], segments: Sequence[IntArray]) -> Steps:
-        steps: Steps = self._venv.step_at(indices, segments)
+    def step(self, places: Sequence[int], segments: Sequence[IntArray]) -> Steps:
+        steps: Steps = self._venv.step_at(places, segments)
         return steps
 
 
-class _PlainPlaces:
-    """By ``reset`` and ``step`` of all: an environment that has nothing to do plays its last question with empty segments, unrecorded."""
+class _WholeStage:
+    """By ``reset`` and ``step`` of all: a place that has nothing to do plays its last question with empty segments, unrecorded."""
+
+    steps_all_at_once = True
 
     def __init__(self, venv: Any) -> None:
         mode = getattr(venv.metadata.get("autoreset_mode"), "name", None)
@@ -255,30 +280,41 @@ class _PlainPlaces:
                 f"rollout resets environments itself; make the vector environment with autoreset_mode DISABLED, not {mode}."
             )
         self._venv = venv
-        self._questions: list[int | str] = []
-        self._seeds: list[int] = []
+        self.size: int = venv.num_envs
+        self._jobs: list[_Job] = []
+        self._ended = np.zeros(self.size, dtype=np.bool_)
 
-    def reset(self, questions: Sequence[int | str], seeds: Sequence[int]) -> tuple[Sequence[IntArray], Sequence[Info]]:
-        spare = self._venv.num_envs - len(questions)
-        self._questions, self._seeds = [*questions, *[questions[-1]] * spare], [*seeds, *[seeds[-1]] * spare]
-        self._ended = np.zeros(self._venv.num_envs, dtype=np.bool_)
-        observations, infos = self._venv.reset(seed=list(self._seeds), options=_question_options(self._questions))
-        return observations[: len(questions)], [_row(infos, i) for i in range(len(questions))]
+    def reset(self, places: Sequence[int], jobs: Sequence[_Job]) -> tuple[Sequence[IntArray], Sequence[Info]]:
+        mask = np.zeros(self.size, dtype=np.bool_)
+        if not self._jobs:  # the first time, all places must begin
+            self._jobs = [jobs[-1]] * self.size
+            mask[:] = True
+        mask[list(places)] = True
+        for place, job in zip(places, jobs, strict=True):
+            self._jobs[place] = job
+        observations, infos = self._reset(mask)
+        return [observations[place] for place in places], [_row(infos, place) for place in places]
 
-    def step(self, indices: Sequence[int], segments: Sequence[IntArray]) -> Steps:
+    def _reset(self, mask: NDArray[np.bool_]) -> tuple[Sequence[IntArray], Info]:
+        self._ended &= ~mask
+        options = {**_question_options([job.question for job in self._jobs]), "reset_mask": mask}
+        observations, infos = self._venv.reset(seed=[job.seed % 2**31 for job in self._jobs], options=options)
+        return observations, infos
+
+    def step(self, places: Sequence[int], segments: Sequence[IntArray]) -> Steps:
         if self._ended.any():
-            self._venv.reset(options={**_question_options(self._questions), "reset_mask": self._ended})
-        actions = [np.empty(0, dtype=np.int32)] * self._venv.num_envs
-        for i, segment in zip(indices, segments, strict=True):
-            actions[i] = segment
+            self._reset(self._ended.copy())
+        actions = [np.empty(0, dtype=np.int32)] * self.size
+        for place, segment in zip(places, segments, strict=True):
+            actions[place] = segment
         observations, rewards, terminated, truncated, infos = self._venv.step(tuple(actions))
         self._ended = terminated | truncated
         return (
-            [observations[i] for i in indices],
-            [rewards[i] for i in indices],
-            [terminated[i] for i in indices],
-            [truncated[i] for i in indices],
-            [_row(infos, i) for i in indices],
+            [observations[place] for place in places],
+            [rewards[place] for place in places],
+            [terminated[place] for place in places],
+            [truncated[place] for place in places],
+            [_row(infos, place) for place in places],
         )
 
 
