@@ -1,0 +1,146 @@
+"""Real episodes on a real OpenAI-compatible server: ``transformers serve`` with a tiny model that has learnt five episodes by heart."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from itertools import pairwise
+
+import gymnasium as gym
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import searchqa_envs  # noqa: F401  # registers the ids
+from searchqa_agents.cli import main
+from searchqa_agents.completion_server import CompletionServerLM
+from searchqa_agents.rollout import rollout
+from searchqa_agents.scripted import ScriptedAgent
+
+CHAT_TEMPLATE = "{% for message in messages %}[{{ message.role }}]{{ message.content }}[end]{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+QUESTIONS = 5
+
+
+def environment(small_data):
+    folder = small_data / "hotpotqa"
+    return gym.make_vec(
+        "SearchQA-Custom-v0",
+        num_envs=QUESTIONS,
+        autoreset_mode="DISABLED",
+        questions=str(folder / "questions.jsonl"),
+        corpus=str(folder / "corpus.jsonl.gz"),
+        prompt="bare",
+        top_k=1,
+        max_observation_tokens=400,
+        max_segment_tokens=120,
+        max_context_tokens=2000,
+    )
+
+
+@pytest.fixture(scope="module")
+def demonstrations(small_data):
+    venv = environment(small_data)
+    return rollout(venv, ScriptedAgent.for_env("search_once", venv), list(range(QUESTIONS)))
+
+
+@pytest.fixture(scope="module")
+def model_folder(demonstrations, tmp_path_factory):
+    """A byte-level BPE tokenizer with a chat template, and a Llama trained until it repeats the demonstrations, as text and as chat."""
+    plain, chats = [], []
+    for t in demonstrations:
+        parts = [t.prompt, *(text for turn in t.turns for text in (turn.segment, turn.observation))]
+        plain.append("".join(parts) + "[end]")
+        chats.append("".join(f"[{'assistant' if i % 2 else 'user'}]{part}[end]" for i, part in enumerate(parts[:-1])))
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["[end]", "[pad]", "[user]", "[assistant]"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(plain, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[end]", pad_token="[pad]", chat_template=CHAT_TEMPLATE)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer), hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+                max_position_embeddings=1024, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+            )
+        )  # fmt: skip
+    batch = tokenizer(plain + chats, return_tensors="pt", padding=True, return_token_type_ids=False)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    model.train()
+    for _ in range(200):
+        loss = model(**batch, labels=labels).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if loss < 0.02:
+            break
+    assert loss < 0.1
+    folder = tmp_path_factory.mktemp("served")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(model_folder, tmp_path_factory):
+    """The address of ``transformers serve``, which ends with the tests."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("log") / "serve.txt"
+    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", str(model_folder)]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--host", "127.0.0.1", "--device", "cpu"],
+            stdout=output, stderr=output, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=1).close()
+                break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.2)
+        else:
+            pytest.fail(log.read_text())
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+@pytest.mark.parametrize("protocol", ["completions", "chat"])
+def test_episodes_of_a_served_model_are_those_it_was_trained_on(server, model_folder, demonstrations, small_data, protocol):
+    venv = environment(small_data)
+    lm = CompletionServerLM(server, venv.unwrapped.tokenizer, venv.unwrapped.dialect, protocol=protocol, model=str(model_folder), retries=0)
+    trajectories = rollout(venv, lm, list(range(QUESTIONS)), temperature=0)
+    lm.close()
+    for trajectory, demonstration in zip(trajectories, demonstrations, strict=True):
+        assert [turn.action for turn in trajectory.turns] == ["search", "answer"]
+        assert (trajectory.token_ids == demonstration.token_ids).all()
+        assert trajectory.retokenized
+        assert trajectory.logprobs is None
+        assert all(a.end == b.start for a, b in pairwise(trajectory.turns))
+
+
+def test_eval_from_the_command_line(server, model_folder, small_data, tmp_path, capsys):
+    folder = small_data / "hotpotqa"
+    line = ["env=custom", f"env.questions={folder / 'questions.jsonl'}", f"env.corpus={folder / 'corpus.jsonl.gz'}", "env.prompt=bare"]
+    agent = ["agent=server", f"agent.url={server}", "agent.protocol=completions", f"agent.model={model_folder}", "agent.temperature=0"]
+    assert main(["eval", *line, *agent, f"run_dir={tmp_path / 'run'}", "env.top_k=1"]) == 0
+    assert "searches" in capsys.readouterr().out
