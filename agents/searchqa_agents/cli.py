@@ -215,7 +215,11 @@ def _write(text: str) -> None:
 
 
 def _error(text: str) -> None:
-    sys.stderr.write(f"searchqa: {text}\n")
+    from searchqa_agents.launch import place
+
+    here = place()
+    which = f", process {here.rank} of {here.world_size}" if here.world_size > 1 else ""
+    sys.stderr.write(f"searchqa{which}: {text}\n")
 
 
 def entry_point() -> NoReturn:

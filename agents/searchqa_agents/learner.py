@@ -47,6 +47,7 @@ class Learner:
         self.policy = policy
         self.config = config
         self.parallel = parallel or Parallel()
+        self.parallel.broadcast_weights(policy.scorer)
         self.critic: nn.Module | None = None
         self._reference: Policy | None = None
         if config.kl_coef:
@@ -61,7 +62,6 @@ class Learner:
         self.scorer = self.parallel.wrap(copy.deepcopy(policy).scorer if self.parallel.sharded else policy.scorer)
         self._trained = copy.copy(policy)
         self._trained.scorer = self.scorer
-        self.parallel.gather_weights(self.scorer, policy.scorer)
         settings = AdamW(
             learning_rate=config.learning_rate,
             betas=(config.beta1, config.beta2),

@@ -38,7 +38,9 @@ from searchqa_envs.errors import ConfigurationError, SearchQAError
 
 Kind = Literal["auto", "ddp", "fsdp2"]
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others before it gives up: longer than rollouts of the same number of questions can differ."""
+"""How long one reduction of gradients or gathering of weights may take: all processes begin it at about the same time."""
+PATIENCE = timedelta(days=2)
+"""How long processes wait for each other in between, while one plays longer episodes, evaluates, or writes a checkpoint. One that ends is noticed at once."""
 
 T = TypeVar("T")
 
@@ -84,8 +86,11 @@ class Parallel:
         """
         return batched(list(range(len(lengths))))
 
+    def broadcast_weights(self, module: nn.Module) -> None:
+        """Give a module the weights that it has in process 0. All processes together."""
+
     def wrap(self, module: nn.Module) -> nn.Module:
-        """What to call instead of ``module``, so that gradients are summed over the processes. Process 0's weights are everyone's from here on."""
+        """What to call instead of ``module``, which must be the same in all processes, so that gradients are summed over them."""
         return module
 
     def before_forward(self, module: nn.Module, *, last: bool) -> None:
@@ -125,11 +130,12 @@ class Parallel:
 class ProcessGroup(Parallel):
     """One of several processes; made by :func:`processes`."""
 
-    def __init__(self, kind: Literal["ddp", "fsdp2"], device: torch.device) -> None:
+    def __init__(self, kind: Literal["ddp", "fsdp2"], device: torch.device, plain: dist.ProcessGroup | None = None) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.sharded = kind == "fsdp2"
         self._device = device
+        self._plain = plain  # what carries plain data, with more patience; None: the default group
 
     def gather(self, items: Sequence[T]) -> list[T]:
         parts = self._all(list(items))
@@ -137,7 +143,7 @@ class ProcessGroup(Parallel):
 
     def broadcast(self, value: T) -> T:
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self._plain)
         return box[0]
 
     def summed(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -148,7 +154,7 @@ class ProcessGroup(Parallel):
     def _all(self, value: T) -> list[T]:
         """Every process's value, by rank."""
         parts: list[Any] = [None] * self.world_size
-        dist.all_gather_object(parts, value)
+        dist.all_gather_object(parts, value, group=self._plain)
         return parts
 
     def micro_batches(self, lengths: Sequence[int], batched: Callable[[list[int]], list[list[int]]]) -> list[list[int]]:
@@ -157,14 +163,16 @@ class ProcessGroup(Parallel):
         own = everyones[self.rank]
         return own + [[] for _ in range(max(map(len, everyones)) - len(own))]
 
+    @torch.no_grad()
+    def broadcast_weights(self, module: nn.Module) -> None:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            dist.broadcast(tensor, src=0)
+
     def wrap(self, module: nn.Module) -> nn.Module:
         if not self.sharded:
             wrapped = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
             wrapped.broadcast_buffers = False  # ours are constants
             return wrapped
-        with torch.no_grad():
-            for tensor in [*module.parameters(), *module.buffers()]:  # the shards must be of one model
-                dist.broadcast(tensor, src=0)
         mesh = init_device_mesh(self._device.type, (self.world_size,))
         layers = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
         for part in list(module.modules()):
@@ -276,29 +284,39 @@ def processes(kind: Kind = "auto", device: torch.device | str = "cpu") -> Iterat
             )
         yield Parallel()
         return
-    here, device = place(), torch.device(device)
-    if device.type == "cuda":
-        if here.local_rank >= torch.cuda.device_count():
-            raise ConfigurationError(
-                f"Each process needs a GPU of its own; process {here.rank} is number {here.local_rank + 1} on its machine, which has "
-                f"{torch.cuda.device_count()}. Give torchrun a smaller --nproc-per-node."
-            )
-        torch.cuda.set_device(here.local_rank)
-        device = torch.device("cuda", here.local_rank)
-    # plain data is always gathered over gloo; NCCL carries what is on GPUs
+    here, device = place(), _own_device(torch.device(device))
+    # plain data is gathered over gloo; NCCL carries what is on GPUs
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
-        yield ProcessGroup("ddp" if kind == "auto" else kind, device)
-        dist.barrier()  # no process leaves while another still sends
+        plain = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield ProcessGroup("ddp" if kind == "auto" else kind, device, plain)
+        dist.barrier(plain)  # no process leaves while another still works
         dist.destroy_process_group()  # not on the way out of an error: with NCCL it would wait for work that never ends
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
+    except Exception as error:
+        error.add_note(f"In process {here.rank} of {here.world_size}.")
+        if isinstance(error, dist.DistError) or (type(error) is RuntimeError and ("gloo" in str(error) or "NCCL" in str(error))):
             raise ParallelError(
-                f"Process {here.rank} of {here.world_size} lost the connection to another: one has failed (its own message says why) or did not "
-                f"answer for {TIMEOUT}. All stop; with `resume=` the run goes on from its last checkpoint. ({str(error).splitlines()[0]})"
+                f"Process {here.rank} of {here.world_size} lost the connection to another: it has failed (its own message says why), was killed, or "
+                f"does not answer. All stop; `searchqa train resume=<run>` goes on from the last checkpoint. ({str(error).splitlines()[0]})"
             ) from error
         raise
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """The device of this process. Raises ``ConfigurationError`` where it cannot be."""
+    here = place()
+    if str(device) not in ("cpu", "cuda"):
+        raise ConfigurationError(f"Several processes need device=cpu, or device=cuda, of which each takes its own; got {device}.")
+    if device.type == "cpu":
+        return device
+    if here.local_rank >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"Each process needs a GPU of its own; process {here.rank} is number {here.local_rank + 1} on its machine, which has "
+            f"{torch.cuda.device_count()}. Give torchrun a smaller --nproc-per-node."
+        )
+    torch.cuda.set_device(here.local_rank)
+    return torch.device("cuda", here.local_rank)
 
 
 def shared_rollout(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from searchqa_agents.hydra_app import check_config, is_finished, run_app, write_config
+from searchqa_agents.launch import place
 from searchqa_agents.settings import TrainSettings, register, register_training
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def run(config: DictConfig, path: Path) -> None:
         with processes(settings.parallel, chosen_device(settings.device)) as parallel:  # type: ignore[arg-type]  # it checks the value
             train(settings, config, Path(parallel.broadcast(str(path))), label, console, parallel)
     except KeyboardInterrupt:
-        console.print(f"Stopped. `searchqa train resume={path}` goes on from the last checkpoint.", markup=False, soft_wrap=True)
+        if place().rank == 0:
+            console.print(f"Stopped. `searchqa train resume={path}` goes on from the last checkpoint.", markup=False, soft_wrap=True)
         raise
 
 

@@ -1,0 +1,126 @@
+"""What each process of test_parallel.py does; the test does the same in one process, by the same functions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import torch
+
+import searchqa_envs  # noqa: F401  # registers the ids
+from searchqa_agents.algorithm import get_algorithm
+from searchqa_agents.batch import make_batch
+from searchqa_agents.learner import Learner
+from searchqa_agents.models import make_tiny_model
+from searchqa_agents.parallel import Parallel, ProcessGroup, processes, whole
+from searchqa_agents.policy import Policy
+from searchqa_agents.rollout import rollout
+from searchqa_agents.trainer import backward, totals_of, train
+
+SMALL = {"steps": 2, "questions_per_step": 3, "group_size": 2, "num_worlds": 1, "learning_rate": 1e-3, "max_tokens": 128}
+CASES = {
+    "grpo": ("grpo", {"kl_coef": 0.1, "entropy_coef": 0.01}),
+    "ppo-separate": ("ppo", {"critic": "separate", "critic_learning_rate": 2e-3}),
+    "ppo-shared": ("ppo", {"critic": "shared", "num_minibatches": 2}),
+}
+KINDS = ("ddp", "fsdp2")
+
+
+def make_env():
+    return gym.make_vec(
+        "SearchQA-World-v0", num_envs=4, autoreset_mode="DISABLED", max_segment_tokens=8, max_turns=3, reward=searches_and_length
+    )
+
+
+def searches_and_length(episode):
+    """Differs between episodes of a policy with random weights."""
+    return {"searches": float(episode.searches), "length": 0.01 * sum(len(turn.segment) for turn in episode.turns)}
+
+
+class TagLover(Policy):
+    """Writes many tags, so that there are searches and answers without training."""
+
+    def __init__(self, model, tokenizer):
+        super().__init__(model, tokenizer)
+        self.bonus = torch.zeros(tokenizer.vocab_size)
+        self.bonus[[tokenizer.encode(tag)[0] for tag in ("<search>", "</search>", "<answer>", "</answer>")]] = 4.0
+
+    def logits(self, hidden):
+        return super().logits(hidden) + self.bonus
+
+
+def make_policy(seed=0):
+    tokenizer = make_env().unwrapped.tokenizer
+    shape = {"hidden_size": 32, "feed_forward_size": 48, "initializer_range": 0.1}
+    return TagLover(make_tiny_model(tokenizer.vocab_size, seed, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id, **shape), tokenizer)
+
+
+def make_learner(case, parallel):
+    name, changed = CASES[case]
+    algorithm = get_algorithm(name)
+    config = algorithm.config(**{**SMALL, **changed})
+    return algorithm, config, Learner(make_policy(), config, has_critic=algorithm.critic, parallel=parallel)
+
+
+def one_update(case, parallel):
+    """The gradients of one update on a fixed batch, and what the batch was annotated with."""
+    trajectories = rollout(make_env(), make_policy(), [0, 1, 2], group_size=3, seed=5)
+    algorithm, config, learner = make_learner(case, parallel)
+    with learner.updating():
+        batch = learner.annotate(make_batch(trajectories, [i // 3 for i in range(9)]))
+        batch = algorithm.advantages(batch, config)
+        totals = totals_of(batch, 0)
+        metrics = parallel.summed(backward(learner, algorithm, batch, totals, config))
+        gradients = {
+            f"{which}.{name.removeprefix('module.')}": whole(parameter.grad).clone()
+            for which, module in (("scorer", learner.scorer), ("critic", learner.critic))
+            if module is not None
+            for name, parameter in module.named_parameters()
+        }
+        metrics |= learner.update(0)
+    return {"gradients": gradients, "metrics": metrics, "values": batch.values, "reference": batch.reference_logprobs}
+
+
+def two_steps(case, parallel, state=None):
+    """Trajectories, metrics, checkpoints and final weights of a short training run."""
+    name, changed = CASES[case]
+    policy, trajectories, metrics, states = make_policy(), [], [], {}
+    train(
+        policy,
+        make_env(),
+        name,
+        get_algorithm(name).config(**{**SMALL, **changed}, checkpoint_every=1),
+        on_rollout=lambda step, played: trajectories.append(played),
+        on_step=lambda step, values: metrics.append(values),
+        on_checkpoint=lambda step, saved: states.update({step: saved, f"policy-{step}": weights(policy)}),
+        state=state,
+        parallel=parallel,
+    )
+    return {
+        "trajectories": [[t.to_json() | {"seconds": None} for t in played] for played in trajectories],
+        "metrics": metrics,
+        "states": states,
+        "weights": weights(policy),
+    }
+
+
+def weights(policy):
+    return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()])
+
+
+def main(folder):
+    """Everything that the tests compare, in both forms; each process writes what it found."""
+    torch.set_num_threads(1)
+    found = {}
+    with processes() as group:
+        for kind in KINDS:
+            parallel = ProcessGroup(kind, torch.device("cpu"))
+            found[kind] = {case: {"update": one_update(case, parallel), "run": two_steps(case, parallel)} for case in CASES}
+        torch.save(found, folder / f"rank{group.rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
