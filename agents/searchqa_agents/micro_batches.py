@@ -73,13 +73,14 @@ def length_sorted_batches(lengths: Sequence[int], max_tokens: int, *, pass_cost:
     Of all ways to cut the sorted lengths, the one with the least padding, where every further forward pass counts as ``pass_cost`` tokens.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    cost, cut = [0.0], [0]  # of the first n sequences: the least cost, and where the last micro-batch begins
+    cost = np.zeros(len(order) + 1)  # of the first n sequences
+    cut = [0] * (len(order) + 1)  # where their last micro-batch begins
     for end in range(1, len(order) + 1):
         longest = lengths[order[end - 1]]
-        fewest = max(0, end - max(1, max_tokens // max(longest, 1)))
-        best = min(range(fewest, end), key=lambda begin: cost[begin] + (end - begin) * longest)
-        cost.append(cost[best] + (end - best) * longest + pass_cost)
-        cut.append(best)
+        begins = np.arange(max(0, end - max(1, max_tokens // max(longest, 1))), end)
+        costs = cost[begins] + (end - begins) * longest
+        best = int(costs.argmin())
+        cost[end], cut[end] = costs[best] + pass_cost, begins[best]
     batches, end = [], len(order)
     while end:
         batches.append(order[cut[end] : end])

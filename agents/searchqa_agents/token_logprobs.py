@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 BANNED = -1e9
@@ -96,8 +97,13 @@ class _LinearTokenStats(torch.autograd.Function):
         return logprob, entropy
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        logprob_gradient, entropy_gradient = gradients
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, logprob_gradient: Tensor, entropy_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(logprob_gradient.device.type, enabled=False):  # the products are of the type that they had
+            return _LinearTokenStats._backward(ctx, logprob_gradient, entropy_gradient)
+
+    @staticmethod
+    def _backward(ctx: Any, logprob_gradient: Tensor, entropy_gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, banned, normaliser, entropy = ctx.saved_tensors
         temperature, rows, product_type, through_entropy = ctx.settings
         accumulator = normaliser.dtype
