@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import torch
 
 import searchqa_envs  # noqa: F401  # registers the ids
@@ -15,7 +16,8 @@ from searchqa_agents.algorithm import get_algorithm
 from searchqa_agents.batch import make_batch
 from searchqa_agents.learner import Learner
 from searchqa_agents.models import make_tiny_model
-from searchqa_agents.parallel import Parallel, ProcessGroup, processes, whole
+from searchqa_agents.optimisation import TrainingDivergedError
+from searchqa_agents.parallel import ProcessGroup, processes, whole
 from searchqa_agents.policy import Policy
 from searchqa_agents.rollout import rollout
 from searchqa_agents.trainer import backward, totals_of, train
@@ -69,6 +71,9 @@ def one_update(case, parallel):
     """The gradients of one update on a fixed batch, and what the batch was annotated with."""
     trajectories = rollout(make_env(), make_policy(), [0, 1, 2], group_size=3, seed=5)
     algorithm, config, learner = make_learner(case, parallel)
+    for module in (learner.scorer, learner.critic):
+        if module is not None:
+            fill_value_head(module, parallel)
     with learner.updating():
         batch = learner.annotate(make_batch(trajectories, [i // 3 for i in range(9)]))
         batch = algorithm.advantages(batch, config)
@@ -82,6 +87,14 @@ def one_update(case, parallel):
         }
         metrics |= learner.update(0)
     return {"gradients": gradients, "metrics": metrics, "values": batch.values, "reference": batch.reference_logprobs}
+
+
+def fill_value_head(module, parallel):
+    """A new head is 0, so that nothing behind it would have a gradient."""
+    state = {name.removeprefix("module."): whole(tensor).clone() for name, tensor in module.state_dict().items()}
+    if "value_head.weight" in state:
+        state["value_head.weight"] = torch.linspace(-1, 1, state["value_head.weight"].numel())[None]
+        parallel.load_module(module, state)
 
 
 def two_steps(case, parallel, state=None):
@@ -111,16 +124,58 @@ def weights(policy):
     return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()])
 
 
-def main(folder):
+def losses_that_diverge_in_one_process(parallel):
+    """What an update says of a loss that is not a number in process 1 alone, and the weights after it."""
+    algorithm, config, learner = make_learner("grpo", parallel)
+    trajectories = rollout(make_env(), make_policy(), [0, 1], group_size=1, seed=5)
+    with learner.updating():
+        stats = learner.evaluate(make_batch(trajectories, [0, 1]))
+        learner.backward(stats.logprob.sum() * (float("nan") if parallel.rank == 1 else 1.0))
+        try:
+            learner.update(0)
+            said = None
+        except TrainingDivergedError as error:
+            said = str(error)
+    return {"said": said, "weights": weights(learner.policy)}
+
+
+def shared_micro_batches(parallel):
+    """For some lengths: every process's micro-batches of at most three sequences."""
+    rng = np.random.default_rng(0)
+    cases = [rng.integers(1, 50, size=size).tolist() for size in range(12)]
+
+    def batched(indices):
+        return [indices[start : start + 3] for start in range(0, len(indices), 3)]
+
+    return [parallel.gather([parallel.micro_batches(lengths, batched)]) for lengths in cases]
+
+
+def compare(folder):
     """Everything that the tests compare, in both forms; each process writes what it found."""
-    torch.set_num_threads(1)
-    found = {}
+    states = torch.load(folder / "states.pt", weights_only=True)  # of one process, by case
     with processes() as group:
+        found = {"shares": group.gather(group.share(range(7))), "sum": group.summed({"a": 1.0, str(group.rank): 2.0})}
+        found["micro_batches"] = shared_micro_batches(group)
         for kind in KINDS:
             parallel = ProcessGroup(kind, torch.device("cpu"))
-            found[kind] = {case: {"update": one_update(case, parallel), "run": two_steps(case, parallel)} for case in CASES}
-        torch.save(found, folder / f"rank{group.rank}.pt")
+            found[kind] = {"diverged": losses_that_diverge_in_one_process(parallel)}
+            for case in CASES:
+                found[kind][case] = {
+                    "update": one_update(case, parallel),
+                    "run": two_steps(case, parallel),
+                    "continued": two_steps(case, parallel, states[case])["weights"],
+                }
+        torch.save(found, folder / f"process{group.rank}.pt")
+
+
+def die(folder):
+    """Process 1 is killed while process 0 waits for it."""
+    with processes("ddp") as parallel:
+        if parallel.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        parallel.gather([1])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    torch.set_num_threads(1)
+    {"compare": compare, "die": die}[sys.argv[1]](Path(sys.argv[2]))

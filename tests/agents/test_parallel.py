@@ -1,0 +1,180 @@
+"""Several processes do what one does: the same trajectories, gradients and weights, by DDP and by FSDP2, through torchrun on the CPU."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from searchqa_agents.cli import main
+from searchqa_agents.parallel import Parallel, processes
+from searchqa_envs.errors import ConfigurationError
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+_spec = importlib.util.spec_from_file_location("parallel_worker", WORKER)
+worker = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(worker)
+EACH = pytest.mark.parametrize(("kind", "case"), [(kind, case) for kind in worker.KINDS for case in worker.CASES])
+
+
+def torchrun(*words, processes=2, timeout=150):
+    """Run a script under torchrun; a run that the operating system aborted is started once more (seen on a loaded machine)."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    if done.returncode and "SIGABRT" in done.stderr:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    return done
+
+
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What one process finds by case, and what each of two finds; computed once, whatever the number of test processes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "two-processes"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "one.pt").exists():
+            one = {
+                case: {"update": worker.one_update(case, Parallel()), "run": worker.two_steps(case, Parallel())} for case in worker.CASES
+            }
+            torch.save({case: one[case]["run"]["states"][1] for case in one}, folder / "states.pt")
+            done = torchrun(WORKER, "compare", folder)
+            assert done.returncode == 0, done.stderr
+            torch.save(one, folder / "one.pt")
+    return [torch.load(folder / name, weights_only=False) for name in ("one.pt", "process0.pt", "process1.pt")]
+
+
+@EACH
+def test_the_gradient_is_that_of_one_process_on_the_same_batch(results, kind, case):
+    one, *two = results
+    for found in two:
+        assert found[kind][case]["update"]["gradients"].keys() == one[case]["update"]["gradients"].keys()
+        for name, expected in one[case]["update"]["gradients"].items():
+            assert relative(found[kind][case]["update"]["gradients"][name], expected) < 1e-5, name
+        for name, expected in one[case]["update"]["metrics"].items():
+            assert found[kind][case]["update"]["metrics"][name] == pytest.approx(expected, rel=1e-5, abs=1e-6), name
+
+
+@EACH
+def test_annotations_are_those_of_one_process(results, kind, case):
+    one, *two = results
+    for name in ("values", "reference"):
+        expected = one[case]["update"][name]
+        for found in two:
+            own = found[kind][case]["update"][name]
+            assert own is expected is None or torch.allclose(own, expected, atol=1e-5)
+
+
+@EACH
+def test_trajectories_and_two_steps_of_training_are_those_of_one_process(results, kind, case):
+    one, *two = results
+    expected = one[case]["run"]
+    assert any(len({t["reward"] for t in played}) > 1 for played in expected["trajectories"])  # else nothing would be trained
+    assert relative(expected["weights"], worker.weights(worker.make_policy())) > 1e-3
+    for found in two:
+        own = found[kind][case]["run"]
+        for step, other in zip(expected["trajectories"], own["trajectories"], strict=True):
+            assert [t["token_ids"] for t in step] == [t["token_ids"] for t in other]
+            assert [t["question_id"] for t in step] == [t["question_id"] for t in other]
+        assert relative(own["weights"], expected["weights"]) < 1e-5
+        assert own["metrics"][1]["charts/episodic_return"] == expected["metrics"][1]["charts/episodic_return"]
+
+
+@EACH
+def test_weights_are_exactly_equal_in_all_processes(results, kind, case):
+    _, first, second = results
+    assert torch.equal(first[kind][case]["run"]["weights"], second[kind][case]["run"]["weights"])
+    assert torch.equal(first[kind][case]["continued"], second[kind][case]["continued"])
+
+
+@EACH
+def test_a_checkpoint_goes_on_in_another_number_of_processes(results, kind, case):
+    one, first, second = results
+    expected = one[case]["run"]
+    assert relative(first[kind][case]["continued"], expected["weights"]) < 1e-5  # of one process, in two
+    state = first[kind][case]["run"]["states"][1]
+    assert torch.equal(torch.cat([state["model"][name].flatten() for name in named(first)]), first[kind][case]["run"]["states"]["policy-1"])
+    assert not any(tensor.numel() for tensor in second[kind][case]["run"]["states"][1]["model"].values())  # one copy is enough
+    assert relative(worker.two_steps(case, Parallel(), state)["weights"], expected["weights"]) < 1e-5  # of two processes, in one
+
+
+def named(_):
+    return [name for name, _ in worker.make_policy().model.named_parameters()]
+
+
+@pytest.mark.parametrize("kind", worker.KINDS)
+def test_a_loss_that_is_not_a_number_in_one_process_stops_all_before_any_weight_changes(results, kind):
+    for found in results[1:]:
+        assert "diverged" in found[kind]["diverged"]["said"]
+        assert torch.equal(found[kind]["diverged"]["weights"], worker.weights(worker.make_policy()))
+
+
+def test_plain_data_is_shared_and_gathered(results):
+    for found in results[1:]:
+        assert found["shares"] == list(range(7))
+        assert found["sum"] == {"a": 2.0, "0": 2.0, "1": 2.0}
+
+
+def test_each_process_gets_as_many_micro_batches_and_together_every_sequence_once(results):
+    for size, everyones in enumerate(results[1]["micro_batches"]):
+        first, second = everyones
+        assert len(first) == len(second)
+        assert sorted(index for micro_batches in everyones for part in micro_batches for index in part) == list(range(size))
+        sizes = [sum(map(len, micro_batches)) for micro_batches in everyones]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_one_process_alone_is_its_own_share():
+    with processes() as parallel:
+        assert type(parallel) is Parallel
+        assert parallel.main
+        assert parallel.share([1, 2, 3]) == parallel.gather([1, 2, 3]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("kind", "words"), [("ddp", "torchrun"), ("fsdp2", "torchrun"), ("horovod", "'auto', 'ddp', 'fsdp2'")])
+def test_a_form_for_several_processes_needs_torchrun(kind, words):
+    with pytest.raises(ConfigurationError, match=words), processes(kind):
+        pass
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_job_with_an_error_and_no_hang(tmp_path):
+    started = time.monotonic()
+    done = torchrun(WORKER, "die", tmp_path, timeout=90)
+    assert done.returncode != 0
+    assert "SIGKILL" in done.stderr
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_with_torchrun_and_resumes_alone(tmp_path):
+    line = ["recipe=smoke", "start=shipped", "threads=1", "algo.learning_rate=1e-3", "env.max_turns=4", "algo.questions_per_step=4"]
+    assert main(["train", *line, f"run_dir={tmp_path / 'one'}"]) == 0
+    for kind in worker.KINDS:
+        done = torchrun("-m", "searchqa_agents.cli", "train", *line, f"run_dir={tmp_path / kind}", f"parallel={kind}")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Checkpoint:") == 1  # one process shows and writes
+        assert not list(tmp_path.glob("runs"))
+        assert_same_run(tmp_path / kind, tmp_path / "one")
