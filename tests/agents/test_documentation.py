@@ -1,0 +1,56 @@
+"""The programs in docs/your_own_algorithm.md run as they stand, and learn."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "your_own_algorithm.md"
+PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def run(*words: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def trained(folder: Path, *words: str) -> str:
+    (folder / "cispo.py").write_text(PROGRAMS[0], encoding="utf-8")
+    line = "plugins=[cispo.py] algo=cispo start=shipped threads=1 run_dir=run"
+    return run("-m", "searchqa_agents.cli", "train", *line.split(), *words, folder=folder)
+
+
+def test_the_page_holds_both_programs_and_the_registered_one_is_short() -> None:
+    assert len(PROGRAMS) == 2
+    assert len(PROGRAMS[0].splitlines()) < 60
+
+
+def test_the_registered_algorithm_trains(tmp_path: Path) -> None:
+    trained(tmp_path, "recipe=smoke", "algo.steps=2")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    assert "losses/policy_loss" in lines
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_the_loop_of_ones_own_runs(tmp_path: Path) -> None:
+    (tmp_path / "own_loop.py").write_text(PROGRAMS[1].replace("range(20)", "range(1)"), encoding="utf-8")
+    assert "exact match" in run("own_loop.py", folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_registered_algorithm_learns(tmp_path: Path) -> None:
+    import json
+
+    trained(tmp_path)
+    measures = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["measures"]
+    assert measures["after"]["hops=2/sampled/em"] > measures["before"]["hops=2/sampled/em"] + 0.3
+
+
+@pytest.mark.slow
+def test_the_loop_of_ones_own_learns(tmp_path: Path) -> None:
+    (tmp_path / "own_loop.py").write_text(PROGRAMS[1], encoding="utf-8")
+    found = [float(text) for text in re.findall(r"exact match ([\d.]+)", run("own_loop.py", folder=tmp_path))]
+    assert sum(found[-5:]) / 5 > found[0] + 0.3
