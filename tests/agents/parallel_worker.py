@@ -126,7 +126,7 @@ def weights(policy):
 
 def losses_that_diverge_in_one_process(parallel):
     """What an update says of a loss that is not a number in process 1 alone, and the weights after it."""
-    algorithm, config, learner = make_learner("grpo", parallel)
+    _, _, learner = make_learner("grpo", parallel)
     trajectories = rollout(make_env(), make_policy(), [0, 1], group_size=1, seed=5)
     with learner.updating():
         stats = learner.evaluate(make_batch(trajectories, [0, 1]))

@@ -1,8 +1,8 @@
 """Several processes do what one does: the same trajectories, gradients and weights, by DDP and by FSDP2, through torchrun on the CPU."""
 
 import importlib.util
-import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from searchqa_agents.cli import main
 from searchqa_agents.parallel import Parallel, processes
+from searchqa_agents.runs import read_metrics
 from searchqa_envs.errors import ConfigurationError
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
@@ -169,12 +170,34 @@ def test_a_killed_process_ends_the_job_with_an_error_and_no_hang(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line_trains_with_torchrun_and_resumes_alone(tmp_path):
-    line = ["recipe=smoke", "start=shipped", "threads=1", "algo.learning_rate=1e-3", "env.max_turns=4", "algo.questions_per_step=4"]
-    assert main(["train", *line, f"run_dir={tmp_path / 'one'}"]) == 0
+def test_the_command_line_trains_with_torchrun_as_alone_and_goes_on_alone(tmp_path):
+    line = ["recipe=smoke", "start=shipped", "threads=1", "env.max_turns=4", "env.max_segment_tokens=24", "algo.questions_per_step=6"]
+    line += ["algo.group_size=4", "algo.kl_coef=0.01"]
+    assert main(["train", *line, f"run_dir={tmp_path / 'alone'}"]) == 0
+    assert sum(line["charts/trained_share"] for line in training_lines(tmp_path / "alone")) > 0
     for kind in worker.KINDS:
-        done = torchrun("-m", "searchqa_agents.cli", "train", *line, f"run_dir={tmp_path / kind}", f"parallel={kind}")
+        folder = tmp_path / kind
+        done = torchrun("-m", "searchqa_agents.cli", "train", *line, f"run_dir={folder}", f"parallel={kind}")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Checkpoint:") == 1  # one process shows and writes
-        assert not list(tmp_path.glob("runs"))
-        assert_same_run(tmp_path / kind, tmp_path / "one")
+        assert_same_run(folder, tmp_path / "alone")
+        for written in ("summary.json", "after.json"):
+            (folder / written).unlink()
+        shutil.rmtree(folder / "checkpoints" / "train-000002")
+        assert main(["train", f"resume={folder}", "parallel=auto"]) == 0
+        assert_same_run(folder, tmp_path / "alone")
+
+
+def training_lines(folder):
+    return [line for line in read_metrics(folder) if line["phase"] == "train"]
+
+
+def assert_same_run(folder, expected):
+    for own, other in zip(training_lines(folder), training_lines(expected), strict=True):
+        names = [name for name in other if name.startswith(("charts/", "losses/"))]
+        assert {name: own[name] for name in names} == pytest.approx({name: other[name] for name in names}, rel=1e-4, abs=1e-6)
+    weights = [load_file(run / "checkpoints" / "train-000002" / "model.safetensors") for run in (folder, expected)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[1].items():
+        assert relative(weights[0][name], tensor) < 1e-5, name
+    assert (folder / "before.json").read_text() == (expected / "before.json").read_text()
