@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import copy
+import os
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoModel
 
+from searchqa_agents.models import save_model
 from searchqa_agents.policy import Policy, last_hidden_states, make_value_head, values_of
+
+_VALUE_HEAD = "value_head.safetensors"
 
 
 class Critic(nn.Module):
@@ -36,3 +44,19 @@ class Critic(nn.Module):
         """float32[N], see :class:`~searchqa_agents.micro_batches.ForwardPass`."""
         hidden = last_hidden_states(self.trunk, input_ids, position_ids, gradient_checkpointing=gradient_checkpointing)
         return values_of(self.value_head, hidden[chosen])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the trunk as a folder of transformers, and the value head beside it."""
+        folder = Path(path)
+        trunk: Any = self.trunk
+        save_model(trunk, folder)
+        save_file(self.value_head.state_dict(), folder / _VALUE_HEAD)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Critic:
+        """A critic from a folder that :meth:`save` wrote."""
+        trunk: Any = AutoModel.from_pretrained(path, dtype=dtype)
+        trunk.to(device).train(False)
+        head = make_value_head(trunk.config.hidden_size, torch.device(device))
+        head.load_state_dict(load_file(Path(path) / _VALUE_HEAD, device=str(device)))
+        return cls(trunk, head)

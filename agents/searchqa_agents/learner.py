@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from searchqa_agents.algorithm import AlgorithmConfig
 from searchqa_agents.batch import Batch, select
 from searchqa_agents.critic import Critic
+from searchqa_agents.lora import adapters_off, has_lora
 from searchqa_agents.micro_batches import evaluated_length, length_sorted_batches, packed_batches
 from searchqa_agents.optimisation import AdamW, Optimiser, random_state, set_random_state
 from searchqa_agents.parallel import Parallel
@@ -50,7 +51,8 @@ class Learner:
         self.parallel.broadcast_weights(policy.scorer)
         self.critic: nn.Module | None = None
         self._reference: Policy | None = None
-        if config.kl_coef:
+        self._lora = has_lora(policy.model)
+        if config.kl_coef and not self._lora:
             self._reference = copy.deepcopy(policy)
             self._reference.scorer.requires_grad_(False)
             if self.parallel.sharded:
@@ -87,12 +89,12 @@ class Learner:
 
         - ``old_logprobs`` evaluated anew, with ``recompute_logprobs`` or where top-p or top-k cut the sampling distribution; then
           ``sampling_logprobs`` are those of what really sampled, for :func:`~searchqa_agents.losses.truncated_importance`.
-        - ``reference_logprobs`` with ``kl_coef``.
+        - ``reference_logprobs`` with ``kl_coef``: those of the policy as it was given, which is a copy, or under LoRA the policy without its adapters.
         - ``values`` with a critic.
         """
         anew = self.config.recompute_logprobs or batch.sampling_logprobs is not None
-        has_values = self._critic_optimiser is not None
-        if not (anew or has_values or self._reference):
+        has_values, has_reference = self._critic_optimiser is not None, bool(self.config.kl_coef)
+        if not (anew or has_values or has_reference):
             return batch
         own: dict[int, tuple[Tensor | None, ...]] = {}
         for indices in self.micro_batches(batch):
@@ -101,8 +103,9 @@ class Learner:
             if anew or has_values:
                 stats = self.evaluate(part)
                 logprobs, values = stats.logprob, stats.value
-            if self._reference is not None:
-                reference = self._evaluate(self._reference, part).logprob
+            if has_reference:
+                with adapters_off(self.scorer) if self._reference is None else contextlib.nullcontext():
+                    reference = self._evaluate(self._reference or self._trained, part).logprob
             counts = torch.bincount(part.sequence_ids, minlength=len(indices)).tolist()
             columns = [[None] * len(indices) if c is None else torch.split(c.cpu(), counts) for c in (logprobs, reference, values)]
             own.update(zip(indices, zip(*columns, strict=True), strict=True))
@@ -115,7 +118,7 @@ class Learner:
         if anew:
             sampled_with = batch.old_logprobs if batch.sampling_logprobs is None else batch.sampling_logprobs
             batch = batch._replace(sampling_logprobs=sampled_with, old_logprobs=flat(0).masked_fill(~batch.policy_mask, 0.0))
-        if self._reference is not None:
+        if has_reference:
             batch = batch._replace(reference_logprobs=flat(1))
         return batch._replace(values=flat(2)) if has_values else batch
 
@@ -215,9 +218,9 @@ class Learner:
     def state_dict(self, steps_done: int) -> dict[str, Any]:
         """All that a run needs to go on, as tensors and plain values that ``torch.load(weights_only=True)`` reads; all processes together.
 
-        ``model`` are the weights of ``policy.model``.
+        ``model`` is what :meth:`Policy.load_weights` takes: the weights of ``policy.model``, under LoRA those of the adapters.
         """
-        weights = self.parallel.module_state(self.scorer)
+        weights = self._changing(self.scorer)
         state: dict[str, Any] = {
             "steps_done": steps_done,
             "model": _under("model.", weights),
@@ -225,11 +228,17 @@ class Learner:
             "random": random_state(),
         }
         if self._critic_optimiser is not None:
-            critic = _under("value_head.", weights) if self.critic is None else self.parallel.module_state(self.critic)
+            critic = _under("value_head.", weights) if self.critic is None else self._changing(self.critic)
             state["critic"] = {"model": critic, "optimiser": self.parallel.optimiser_state(self._critic_optimiser.adamw)}
         if self._reference is not None:
             state["reference"] = _under("model.", self.parallel.module_state(self._reference.scorer))
         return state
+
+    def _changing(self, module: nn.Module) -> dict[str, Tensor]:
+        """The state of a module, under LoRA without the weights that never change."""
+        weights = self.parallel.module_state(module)
+        trained = {name for name, parameter in _parameters(module).items() if parameter.requires_grad}
+        return {name: tensor for name, tensor in weights.items() if name in trained} if self._lora else weights
 
     def load_state_dict(self, state: Mapping[str, Any]) -> int:
         """Continue from what :meth:`state_dict` made; returns the number of steps done."""
@@ -238,9 +247,9 @@ class Learner:
             if self.critic is None:
                 weights |= _beneath("value_head.", state["critic"]["model"])
             else:
-                self.parallel.load_module(self.critic, state["critic"]["model"])
+                self.parallel.load_module(self.critic, state["critic"]["model"], strict=not self._lora)
             self.parallel.load_optimiser(self._critic_optimiser.adamw, state["critic"]["optimiser"])
-        self.parallel.load_module(self.scorer, weights)
+        self.parallel.load_module(self.scorer, weights, strict=not self._lora)
         self.parallel.gather_weights(self.scorer, self.policy.scorer)
         self.parallel.load_optimiser(self._optimiser.adamw, state["optimiser"])
         if self._reference is not None:

@@ -118,9 +118,12 @@ class Parallel:
         state: dict[str, Any] = _mapped(optimiser.state_dict(), lambda tensor: tensor.detach().clone())
         return state
 
-    def load_module(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Give a wrapped module what :meth:`module_state` made, in a run of any number of processes; each process must have it whole."""
-        module.load_state_dict(state)
+    def load_module(self, module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+        """Give a wrapped module what :meth:`module_state` made, in a run of any number of processes; each process must have it whole.
+
+        Not ``strict``: what is not in the state stays as it is.
+        """
+        module.load_state_dict(state, strict=strict)
 
     def load_optimiser(self, optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """The same for what :meth:`optimiser_state` made."""
@@ -176,7 +179,7 @@ class ProcessGroup(Parallel):
         mesh = init_device_mesh(self._device.type, (self.world_size,))
         layers = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
         for part in list(module.modules()):
-            if type(part).__name__ in layers:
+            if type(part).__name__ in layers or part is getattr(module, "value_head", None):  # a head is float32: one group has one type
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
         # also the root's weights (embeddings) are given back after a forward pass: parameters() are shards whenever no pass runs
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -213,10 +216,10 @@ class ProcessGroup(Parallel):
         gathered = whole(tensor)  # one at a time, and off the device at once
         return gathered.to("cpu", copy=True) if self.main else torch.empty(0)
 
-    def load_module(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    def load_module(self, module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
         plain = _unwrapped(module)
         own = plain.state_dict()
-        plain.load_state_dict({name: _as(own.get(name), tensor) for name, tensor in state.items()})
+        plain.load_state_dict({name: _as(own.get(name), tensor) for name, tensor in state.items()}, strict=strict)
 
     def load_optimiser(self, optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]

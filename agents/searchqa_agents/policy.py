@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +18,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from searchqa_agents.language_model import IntArray
+from searchqa_agents.lora import has_lora
 from searchqa_agents.micro_batches import ForwardPass, evaluated_length, lay_out, length_sorted_batches, packed_batches
-from searchqa_agents.models import load_model
+from searchqa_agents.models import load_model, save_model
 from searchqa_agents.token_logprobs import checkpointed_token_stats, linear_token_stats
 from searchqa_agents.tokenizer_files import save_tokenizer, saved_record
 from searchqa_agents.transformers_lm import TransformersLM
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.base import Tokenizer
-from searchqa_envs.tokenizers.huggingface import RECORD_FILE
 
 
 class TokenStats(NamedTuple):
@@ -214,13 +214,25 @@ class Policy(TransformersLM):
         return self.scorer.value_head
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model (safetensors and its configuration) and its tokenizer (:func:`~searchqa_agents.tokenizer_files.save_tokenizer`)."""
+        """Write the model (safetensors and its configuration) and its tokenizer (:func:`~searchqa_agents.tokenizer_files.save_tokenizer`).
+
+        LoRA adapters are added to the weights, so that the folder holds a plain model.
+        """
         folder = Path(path)
-        self.model.save_pretrained(folder)
+        save_model(self.model, folder)
         save_tokenizer(self.tokenizer, folder)
-        mode = (folder / RECORD_FILE).stat().st_mode
-        for file in folder.glob("*.safetensors"):  # written for their owner's eyes only
-            file.chmod(mode)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over the ``model`` of a trainer's state: all weights, or under LoRA those of the adapters."""
+        missing, unexpected = self.model.load_state_dict(weights, strict=False)
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        absent = trained.intersection(missing) if has_lora(self.model) else missing
+        if absent or unexpected:
+            wrong = sorted([*absent, *unexpected])
+            raise ConfigurationError(
+                f"The state must have the weights of this model, and they do not match in {len(wrong)} names, first {wrong[0]}. "
+                "Resume with the model and the LoRA settings that the run began with."
+            )
 
     @classmethod
     def load(

@@ -97,7 +97,7 @@ class _LinearTokenStats(torch.autograd.Function):
         return logprob, entropy
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, logprob_gradient: Tensor, entropy_gradient: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(logprob_gradient.device.type, enabled=False):  # the products are of the type that they had
             return _LinearTokenStats._backward(ctx, logprob_gradient, entropy_gradient)
