@@ -1,11 +1,17 @@
 """Evaluation of tokens, micro-batches, saving."""
 
+import copy
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import searchqa_agents.token_logprobs as token_logprobs
-from searchqa_agents.micro_batches import length_sorted_batches
+from searchqa_agents.micro_batches import length_sorted_batches, packed_batches
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.policy import Policy
 from searchqa_envs.errors import ConfigurationError
@@ -123,3 +129,117 @@ def test_the_tiny_model_is_a_function_of_its_seed_and_leaves_the_global_generato
     assert torch.equal(a.lm_head.weight, b.lm_head.weight)
     assert not torch.equal(a.lm_head.weight, c.lm_head.weight)
     assert a.lm_head.weight.data_ptr() == a.model.embed_tokens.weight.data_ptr()
+
+
+def qwen2_policy(**changes):
+    """Grouped queries, biases, an output layer of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Qwen2Config(
+            vocab_size=TOKENIZER.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, pad_token_id=TOKENIZER.pad_id, eos_token_id=TOKENIZER.eos_id, initializer_range=0.2, **changes,
+        )  # fmt: skip
+        return Policy(Qwen2ForCausalLM(config), TOKENIZER)
+
+
+def gradient(policy, **arguments):
+    ids, masks = sequences()
+    policy.model.zero_grad()
+    stats = policy.evaluate(ids, masks, entropy_gradient=True, **arguments)
+    (stats.logprob.sum() + stats.entropy.sum()).backward()
+    return stats.logprob.detach(), torch.cat([p.grad.flatten() for p in policy.model.parameters()])
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("max_tokens", [None, 50])
+def test_one_packed_row_equals_padded_rows(policy, kind, max_tokens):
+    policy = policy if kind == "llama" else qwen2_policy()
+    (logprob, grad), (packed_logprob, packed_grad) = (gradient(policy, packed=packed, max_tokens=max_tokens) for packed in (False, True))
+    assert torch.allclose(packed_logprob, logprob, atol=1e-5)
+    assert (packed_grad - grad).norm() < 1e-5 * grad.norm()
+
+
+def test_gradient_checkpointing_is_exact_keeps_less_and_leaves_dropout_off_and_caches_usable():
+    policy = qwen2_policy(attention_dropout=0.5)
+    kept = []
+    results = []
+    for checkpointing in (False, True):
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.update({t.data_ptr(): t.numel()}) or t, lambda t: t):
+            results.append(gradient(policy, gradient_checkpointing=checkpointing))
+        kept.append(sum(sizes.values()))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.allclose(results[0][1], results[1][1], rtol=1e-5, atol=1e-5)
+    assert kept[1] < 0.5 * kept[0]
+    assert not any(module.training for module in policy.model.modules())
+    assert policy.model(torch.tensor([[1, 2]]), use_cache=True).past_key_values.get_seq_length() == 2
+
+
+def test_gradient_checkpointing_refuses_layers_that_it_would_switch_dropout_on_in(policy):
+    for layer in policy.model.model.layers:
+        layer.dropout = 0.1  # as OPT's layers have
+    with pytest.raises(ConfigurationError, match="without dropout"):
+        gradient(policy, gradient_checkpointing=True)
+
+
+def test_a_subclass_that_changes_logits_changes_what_is_evaluated(policy):
+    class Louder(Policy):
+        def logits(self, hidden):
+            return 2 * super().logits(hidden)
+
+    ids, masks = sequences()
+    with torch.no_grad():
+        louder = Louder(policy.model, TOKENIZER).evaluate(ids, masks, temperature=2.0)
+        assert torch.allclose(louder.logprob, policy.evaluate(ids, masks).logprob, atol=1e-5)
+
+
+def test_tied_embeddings_get_the_gradients_of_both_uses(policy):
+    ids, masks = sequences(2)
+    policy.evaluate(ids, masks).logprob.sum().backward()
+    tied = policy.model.lm_head.weight.grad.clone()
+    untied = copy.deepcopy(policy)
+    untied.model.lm_head.weight = torch.nn.Parameter(policy.model.lm_head.weight.detach().clone())
+    untied.model.zero_grad()
+    untied.evaluate(ids, masks).logprob.sum().backward()
+    both = untied.model.lm_head.weight.grad + untied.model.model.embed_tokens.weight.grad
+    assert (tied - both).norm() < 1e-5 * both.norm()
+    assert untied.model.model.embed_tokens.weight.grad.norm() > 0.01 * both.norm()
+
+
+def test_bfloat16_weights_are_evaluated_as_they_are_sampled(policy):
+    ids, masks = sequences()
+    with torch.no_grad():
+        exact = policy.evaluate(ids, masks)
+        policy.model.bfloat16()
+        rounded = policy.evaluate(ids, masks)
+    assert rounded.logprob.dtype == rounded.entropy.dtype == torch.float32
+    assert 0 < (rounded.logprob - exact.logprob).abs().max() < 0.5
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(1, 50), max_size=8), max_tokens=st.integers(1, 120), pass_cost=st.integers(0, 100))
+def test_length_sorted_batches_are_the_cheapest_cut_of_the_sorted_lengths(lengths, max_tokens, pass_cost):
+    batches = length_sorted_batches(lengths, max_tokens, pass_cost=pass_cost)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+
+    def cost(parts):
+        return sum(len(part) * max(part) + pass_cost for part in parts)
+
+    ordered = sorted(lengths)
+    cheapest = 0
+    if lengths:
+        ways = []
+        for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
+            places = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(lengths)]
+            parts = [ordered[a:b] for a, b in itertools.pairwise(places)]
+            if all(len(part) == 1 or len(part) * max(part) <= max_tokens for part in parts):
+                ways.append(cost(parts))
+        cheapest = min(ways)
+    assert cost([[lengths[i] for i in batch] for batch in batches]) == cheapest
+
+
+@given(lengths=st.lists(st.integers(1, 50), max_size=12), max_tokens=st.integers(1, 120))
+def test_packed_batches_hold_every_index_once_within_the_limit(lengths, max_tokens):
+    batches = packed_batches(lengths, max_tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= max_tokens for batch in batches)
