@@ -181,7 +181,7 @@ def _with_resume(line: list[str]) -> list[str]:
 
 
 def _with_sweep_folders(line: list[str]) -> list[str]:
-    """In a multirun: ``run_dir`` is the sweep's folder, and jobs' folders are named by what differs between them, such as ``algo=ppo,seed=1``."""
+    """In a multirun: ``run_dir`` is the sweep's folder, and jobs' folders are named by what differs between them, such as ``algo-ppo_seed-1``."""
     if not {"-m", "--multirun"} & set(line):
         return line
     given = {word.partition("=")[0] for word in line}
@@ -195,8 +195,9 @@ def _with_sweep_folders(line: list[str]) -> list[str]:
     if swept and plain and "hydra.sweep.subdir" not in given:
         same = sorted({override.key_or_group for override in overrides} - {override.key_or_group for override in swept})
         same = [key for key in same if not key.startswith("hydra")]
-        line.append("hydra.sweep.subdir=${hydra.job.override_dirname}")
-        line.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(same)}]")
+        naming = "hydra.job.config.override_dirname"  # no = and no commas in names: a path should need no quotes on a line
+        line += ["hydra.sweep.subdir=${hydra.job.override_dirname}", f"{naming}.exclude_keys=[{','.join(same)}]"]
+        line += [f"{naming}.kv_sep='-'", f"{naming}.item_sep='_'"]
     return line
 
 

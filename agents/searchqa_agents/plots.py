@@ -43,7 +43,7 @@ def learning_curve(lines: Lines, measures: Mapping[str, Mapping[str, float]], ti
     measures
         What was measured "before" and "after", by keys such as ``hops=2/sampled/em``.
     """
-    losses = [line for line in lines if line["phase"] in ("warmup", "sft")]
+    losses = [line for line in lines if {"losses/warmup_loss", "losses/sft_loss"} & line.keys()]
     steps = [line for line in lines if "charts/em" in line]
     panels = ([_losses] if losses else []) + ([_success, _searches] if steps else [])
     if not panels:
@@ -66,13 +66,14 @@ def _losses(axes: Axes, lines: Lines, measures: Mapping[str, Mapping[str, float]
     for phase, name, colour, label in (
         ("warmup", "losses/warmup_loss", GREY, "induction warm-up"),
         ("sft", "losses/sft_loss", BLUE, "fine-tuning"),
+        ("train", "losses/sft_loss", ORANGE, "further fine-tuning"),
     ):
         points = [(offset + line["step"], line[name]) for line in lines if line["phase"] == phase and name in line]
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.3, label=label)
             offset = points[-1][0]
     axes.set_yscale("log")
-    axes.set_title("Before reinforcement learning: loss per token", fontsize=10, loc="left")
+    axes.set_title("Supervised phases: loss per token", fontsize=10, loc="left")
     axes.set_xlabel("step")
     axes.legend(frameon=False, fontsize=8)
 

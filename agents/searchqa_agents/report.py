@@ -151,14 +151,14 @@ def algorithm_table(groups: Mapping[str, Sequence[Run]]) -> tuple[str, list[str]
     hops = f"{prefix.partition('/')[0].removeprefix('hops=')}-hop " if prefix and prefix.startswith("hops=") else ""
     seeds = sorted({run.summary["seed"] for run in runs})
     title = f"By algorithm: {hops}held-out questions, sampled; mean and each run (seeds {', '.join(map(str, seeds))})"
-    columns = ["algorithm", "exact match before", "after", "searches before", "after", "tokens", "seconds"]
+    columns = ["algorithm", "EM before", "EM after", "searches before", "searches after", "tokens", "seconds"]
     rows = []
     for label, group in groups.items():
         ordered = sorted(group, key=lambda run: int(run.summary["seed"]))
         row = [label]
         for metric in ("em", "searches"):
-            for when in ("before", "after"):
-                row.append(mean_and_each([run.summary["measures"][when][f"{prefix}/{metric}"] for run in ordered]))
+            values = [[run.summary["measures"][when][f"{prefix}/{metric}"] for run in ordered] for when in ("before", "after")]
+            row += map(mean_and_each, values)
         tokens = math.fsum(run.summary["tokens"] for run in ordered) / len(ordered)
         seconds = math.fsum(run.summary["seconds_training"] for run in ordered) / len(ordered)
         rows.append([*row, f"{tokens / 1e6:.2f} M", f"{seconds:.0f}"])

@@ -32,6 +32,7 @@ from searchqa_agents.loading import (
     make_venv,
     missing_data,
 )
+from searchqa_agents.lora import add_lora
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.optimisation import TrainingDivergedError
 from searchqa_agents.parallel import Parallel
@@ -69,6 +70,7 @@ def prepare(settings: WarmStartSettings) -> None:
         if name == SUPERVISED:
             check_script("algo.demonstrations", config.demonstrations, settings.env, "env=world")
         built(AlarmConfig, settings.alarms)
+        lora_arguments(settings)
         check_at_least(1, evaluation__questions=settings.evaluation.questions, keep_last=settings.keep_last)
     start = start_of(settings)
     if start is None:
@@ -123,14 +125,31 @@ def demonstrations(settings: WarmStartSettings, venv: Any) -> Batches:
 
 
 def first_policy(settings: WarmStartSettings, tokenizer: Tokenizer) -> Policy:
-    """The policy of the checkpoint that is started from, or a new one."""
+    """The policy of the checkpoint that is started from, or a new one; with ``lora``, with adapters."""
     disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, of files that are read and written in a moment
     start, device, dtype = start_of(settings), chosen_device(settings.device), chosen_dtype(settings.dtype)
+    lora = lora_arguments(settings) if isinstance(settings, TrainSettings) else {}
     if start is not None:
-        return Policy.load(checkpoint_path(start), tokenizer, dtype=dtype, device=device)
-    shape: dict[str, Any] = vars(settings.model)
-    ids = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
-    return Policy(make_tiny_model(tokenizer.vocab_size, settings.seed, **ids, dtype=dtype, device=device, **shape), tokenizer)
+        policy = Policy.load(checkpoint_path(start), tokenizer, dtype=dtype, device=device)
+    else:
+        shape: dict[str, Any] = vars(settings.model)
+        ids = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
+        policy = Policy(make_tiny_model(tokenizer.vocab_size, settings.seed, **ids, dtype=dtype, device=device, **shape), tokenizer)
+    if lora:
+        add_lora(policy, seed=settings.seed, **lora)
+    return policy
+
+
+def lora_arguments(settings: TrainSettings) -> dict[str, Any]:
+    """What to call ``add_lora`` with; empty without LoRA. Raises ``ConfigurationError`` for names that it does not know."""
+    known = ("rank", "alpha", "target_modules")
+    if settings.lora is None:
+        return {}
+    if start_of(settings) is None:
+        raise ConfigurationError("lora trains adapters of a checkpoint's model: give start=shipped, start=<folder> or start=<owner/model> too.")
+    if not isinstance(settings.lora, Mapping) or not settings.lora or not set(settings.lora) <= set(known):
+        raise ConfigurationError(f"lora must be a mapping with some of {list(known)}, such as {{rank: 16, alpha: 32}}; got {settings.lora!r}.")
+    return {str(key): value for key, value in settings.lora.items()}
 
 
 class Training:
@@ -164,7 +183,7 @@ class Training:
             looks = [line for line in self.folder.metrics() if "losses/shuffled_loss" in line]
             copied = looks and max(looks[-1]["losses/copying_loss"], looks[-1]["losses/shuffled_loss"]) < config.target_loss
             if state is not None and copied:
-                self.policy.model.load_state_dict(state["model"])  # it was finished; only its end was not noted
+                self.policy.load_weights(state["model"])  # it was finished; only its end was not noted
             elif not self._behind("warmup"):
                 train_warmup(self.policy, config, on_step=on_step, on_checkpoint=on_checkpoint, state=state)
 
