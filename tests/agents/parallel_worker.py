@@ -15,6 +15,7 @@ import searchqa_envs  # noqa: F401  # registers the ids
 from searchqa_agents.algorithm import get_algorithm
 from searchqa_agents.batch import make_batch
 from searchqa_agents.learner import Learner
+from searchqa_agents.lora import add_lora
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.optimisation import TrainingDivergedError
 from searchqa_agents.parallel import ProcessGroup, processes, whole
@@ -26,8 +27,11 @@ SMALL = {"steps": 2, "questions_per_step": 3, "group_size": 2, "num_worlds": 1, 
 CASES = {
     "grpo": ("grpo", {"kl_coef": 0.1, "entropy_coef": 0.01}),
     "ppo-separate": ("ppo", {"critic": "separate", "critic_learning_rate": 2e-3}),
-    "ppo-shared": ("ppo", {"critic": "shared", "num_minibatches": 2}),
+    "ppo-shared": ("ppo", {"critic": "shared", "num_minibatches": 2, "gradient_checkpointing": True}),
+    "ppo-lora": ("ppo", {"kl_coef": 0.1}),
 }
+RUNS = ("grpo", "ppo-lora")
+"""those of which a whole run is compared too"""
 KINDS = ("ddp", "fsdp2")
 
 
@@ -60,11 +64,18 @@ def make_policy(seed=0):
     return TagLover(make_tiny_model(tokenizer.vocab_size, seed, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id, **shape), tokenizer)
 
 
+def policy_of(case):
+    policy = make_policy()
+    if case.endswith("-lora"):
+        add_lora(policy, rank=2)
+    return policy
+
+
 def make_learner(case, parallel):
     name, changed = CASES[case]
     algorithm = get_algorithm(name)
     config = algorithm.config(**{**SMALL, **changed})
-    return algorithm, config, Learner(make_policy(), config, has_critic=algorithm.critic, parallel=parallel)
+    return algorithm, config, Learner(policy_of(case), config, has_critic=algorithm.critic, parallel=parallel)
 
 
 def one_update(case, parallel):
@@ -73,7 +84,7 @@ def one_update(case, parallel):
     algorithm, config, learner = make_learner(case, parallel)
     for module in (learner.scorer, learner.critic):
         if module is not None:
-            fill_value_head(module, parallel)
+            fill_zeros(module, parallel)
     with learner.updating():
         batch = learner.annotate(make_batch(trajectories, [i // 3 for i in range(9)]))
         batch = algorithm.advantages(batch, config)
@@ -84,23 +95,25 @@ def one_update(case, parallel):
             for which, module in (("scorer", learner.scorer), ("critic", learner.critic))
             if module is not None
             for name, parameter in module.named_parameters()
+            if parameter.requires_grad
         }
         metrics |= learner.update(0)
     return {"gradients": gradients, "metrics": metrics, "values": batch.values, "reference": batch.reference_logprobs}
 
 
-def fill_value_head(module, parallel):
-    """A new head is 0, so that nothing behind it would have a gradient."""
+def fill_zeros(module, parallel):
+    """New value heads and adapters are 0, so that nothing behind them would have a gradient."""
     state = {name.removeprefix("module."): whole(tensor).clone() for name, tensor in module.state_dict().items()}
-    if "value_head.weight" in state:
-        state["value_head.weight"] = torch.linspace(-1, 1, state["value_head.weight"].numel())[None]
-        parallel.load_module(module, state)
+    for name, tensor in state.items():
+        if name == "value_head.weight" or "lora_B" in name:
+            state[name] = torch.linspace(-0.2, 0.2, tensor.numel()).reshape(tensor.shape)
+    parallel.load_module(module, state)
 
 
 def two_steps(case, parallel, state=None):
     """Trajectories, metrics, checkpoints and final weights of a short training run."""
     name, changed = CASES[case]
-    policy, trajectories, metrics, states = make_policy(), [], [], {}
+    policy, trajectories, metrics, states = policy_of(case), [], [], {}
     train(
         policy,
         make_env(),
@@ -160,8 +173,9 @@ def compare(folder):
             parallel = ProcessGroup(kind, torch.device("cpu"))
             found[kind] = {"diverged": losses_that_diverge_in_one_process(parallel)}
             for case in CASES:
-                found[kind][case] = {
-                    "update": one_update(case, parallel),
+                found[kind][case] = {"update": one_update(case, parallel)}
+            for case in RUNS:
+                found[kind][case] |= {
                     "run": two_steps(case, parallel),
                     "continued": two_steps(case, parallel, states[case])["weights"],
                 }
