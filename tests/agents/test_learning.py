@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import searchqa_envs  # noqa: F401, registers the ids
+from searchqa_agents.algorithms.grpo import GRPOConfig
 from searchqa_agents.cli import main
 from searchqa_agents.evaluate import evaluate
-from searchqa_agents.grpo import GRPOConfig, train_grpo
 from searchqa_agents.loading import shipped_checkpoint
 from searchqa_agents.policy import Policy
 from searchqa_agents.rollout import draw_questions
+from searchqa_agents.trainer import train
 
 
 def make_env(split, **arguments):
@@ -44,7 +45,7 @@ def test_the_shipped_checkpoint_is_small_and_learns_to_search_in_a_few_steps():
     policy = load(venv)
     em_before, searches_before = sampled(policy)
     assert 0.1 <= em_before <= 0.55
-    train_grpo(policy, venv, GRPOConfig(steps=10, seed=7, final_fraction=1.0))
+    train(policy, venv, "grpo", GRPOConfig(steps=10, seed=7, final_fraction=1.0))
     em_after, searches_after = sampled(policy)
     assert em_after >= em_before + 0.3
     assert em_after >= 0.75

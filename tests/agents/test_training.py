@@ -1,4 +1,4 @@
-"""What the trainers share: exact gradients, schedules, determinism, and resuming bit for bit."""
+"""Supervised fine-tuning and the warm-up: exact gradients, schedules, determinism, and resuming bit for bit."""
 
 import copy
 from dataclasses import replace
@@ -10,17 +10,13 @@ import torch
 
 import searchqa_envs  # noqa: F401  # registers the ids
 from searchqa_agents.demonstrations import demonstrate, fresh_demonstrations, recorded_demonstrations
-from searchqa_agents.grpo import GRPOConfig, rollout_metrics, train_grpo
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.optimisation import AdamW, Optimiser
 from searchqa_agents.policy import Policy
-from searchqa_agents.rollout import rollout
 from searchqa_agents.sft import SFTConfig, train_sft
 from searchqa_agents.warmup import WarmupConfig, WarmupError, copying_losses, repeated_chunks, train_warmup
 from searchqa_envs.errors import ConfigurationError
-from searchqa_retrievers import RetrieverUnavailable
 
-GRPO = GRPOConfig(steps=4, questions_per_step=4, group_size=3, num_worlds=1, learning_rate=3e-3)
 SFT = SFTConfig(steps=4, batch_size=8, num_worlds=1, warmup_steps=1)
 
 
@@ -56,113 +52,8 @@ def make_policy(seed=0) -> Policy:
     return TagLover(model, tokenizer)
 
 
-def some_reward(episode):
-    """Pays for each search: what a policy with random weights can learn in a few steps."""
-    return {"searches": float(episode.searches)}
-
-
 def weights(policy):
     return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()]).clone()
-
-
-# -- GRPO -------------------------------------------------------------------------------------------------------------------------------------
-
-
-def run_grpo(config, state=None, venv=None, policy=None):
-    policy = policy or make_policy()
-    metrics, states = {}, {}
-    train_grpo(
-        policy,
-        venv or make_env(reward=some_reward),
-        config,
-        state=state,
-        on_step=lambda step, values: metrics.update({step: values}),
-        on_checkpoint=lambda step, saved: states.update({step: copy.deepcopy(saved)}),
-    )
-    return policy, metrics, states
-
-
-@pytest.mark.parametrize("changes", [{}, {"kl_coef": 0.1, "entropy_coef": 0.01, "update_epochs": 2, "num_minibatches": 2}])
-def test_two_and_two_steps_of_grpo_are_four_steps_bit_for_bit(changes):
-    config = replace(GRPO, **changes)
-    whole, metrics, states = run_grpo(replace(config, checkpoint_every=2))
-    assert sorted(states) == [2, 4]
-    resumed, later, _ = run_grpo(config, state=states[2], policy=make_policy(seed=9))
-    assert torch.equal(weights(whole), weights(resumed))
-    assert sorted(later) == [3, 4]
-    for step in later:
-        timeless = [{k: v for k, v in values[step].items() if not k.startswith("time/")} for values in (metrics, later)]
-        assert timeless[0] == timeless[1]
-
-
-def test_grpo_raises_the_return():
-    _, metrics, _ = run_grpo(replace(GRPO, steps=10, questions_per_step=8, group_size=6), venv=make_env(48, reward=some_reward))
-    returns = [values["charts/episodic_return"] for values in metrics.values()]
-    assert np.mean(returns[-3:]) > np.mean(returns[:3]) + 0.25
-
-
-def test_grpo_metrics_have_their_names_and_begin_on_policy():
-    _, metrics, _ = run_grpo(replace(GRPO, steps=1))
-    charts = "backend_errors em entropy episodic_return f1 invalid_turns learning_rate sampled_tokens searches trained_share"
-    parts = {"charts": charts, "losses": "approx_kl clipfrac grad_norm kl policy_loss", "time": "environment model rollout search update"}
-    assert sorted(metrics[1]) == [f"{part}/{name}" for part, names in parts.items() for name in names.split()]
-    assert metrics[1]["losses/clipfrac"] == 0
-    assert abs(metrics[1]["losses/approx_kl"]) < 1e-6
-    assert abs(metrics[1]["losses/policy_loss"]) < 10
-
-
-def test_size_of_micro_batches_does_not_change_the_gradient():
-    a, _, _ = run_grpo(replace(GRPO, steps=1))
-    b, _, _ = run_grpo(replace(GRPO, steps=1, max_tokens=64))
-    start = weights(make_policy())
-    assert (weights(a) - start).abs().max() > 1e-4
-    # Adam's first step is the gradient's sign: compare where the gradient is not all rounding
-    assert torch.isclose(weights(a), weights(b), atol=1e-5).float().mean() > 0.99
-
-
-def test_the_kl_term_holds_the_policy_back():
-    settings = replace(GRPO, steps=6)
-    _, free, _ = run_grpo(replace(settings, kl_coef=1e-12))
-    _, held, _ = run_grpo(replace(settings, kl_coef=1.0))
-    assert free[1]["losses/kl"] == pytest.approx(0, abs=1e-6)  # the reference is the policy as training begins
-    assert held[6]["losses/kl"] < 0.5 * free[6]["losses/kl"]
-
-
-class Lost:
-    def search(self, requests):
-        raise RetrieverUnavailable("gone")
-
-    def cache_key(self, request):
-        return request.query
-
-    def __deepcopy__(self, memo):
-        return self
-
-
-def test_episodes_that_lost_their_search_back_end_are_not_trained_on():
-    venv = make_env(reward=some_reward, retriever=Lost())
-    trajectories = rollout(venv, make_policy(), [0, 1, 2, 3], group_size=3)
-    lost = [t.backend_error is not None for t in trajectories]
-    assert 0 < sum(lost) < len(lost)
-    _, metrics, _ = run_grpo(replace(GRPO, steps=1), venv=venv)
-    assert metrics[1]["charts/backend_errors"] > 0
-    assert metrics[1]["charts/searches"] == 0  # only the episodes without a search are left, and they are alike:
-    assert metrics[1]["charts/trained_share"] == 0
-    assert metrics[1]["losses/grad_norm"] == 0
-
-
-def test_grpo_tells_the_schedules_how_far_it_is(monkeypatch):
-    venv, told = make_env(), []
-    monkeypatch.setattr(venv.unwrapped, "set_progress", lambda step, total: told.append((step, total)))
-    run_grpo(replace(GRPO, steps=2), venv=venv)
-    assert told == [(1, 2), (2, 2)]
-
-
-def test_rollout_metrics_leave_out_what_is_not_there():
-    venv = make_env(retriever=Lost())
-    assert rollout_metrics([t for t in rollout(venv, make_policy(), [0, 1, 2, 3]) if t.backend_error]).keys() == {
-        "charts/backend_errors", "time/model", "time/search", "time/environment",
-    }  # fmt: skip
 
 
 # -- SFT --------------------------------------------------------------------------------------------------------------------------------------
