@@ -51,6 +51,7 @@ def evaluate(
     group_by: str = "hops",
     stamp: Mapping[str, Any] | None = None,
     on_done: Callable[[int], object] | None = None,
+    play: Callable[..., list[Trajectory]] = rollout,
 ) -> Evaluation:
     """Play ``samples`` episodes on each question and average.
 
@@ -64,10 +65,12 @@ def evaluate(
         A key of the questions' metadata; questions without it are left out of ``groups``.
     stamp, on_done
         See :func:`~searchqa_agents.rollout.rollout`.
+    play
+        What plays: :func:`~searchqa_agents.rollout.rollout`, or something with its arguments, such as ``shared_rollout`` of several processes.
     """
     source = venv.unwrapped.source  # type: ignore[attr-defined]
     chosen = range(len(source)) if questions is None else questions
-    trajectories = rollout(venv, model, chosen, group_size=samples, seed=seed, temperature=temperature, stamp=stamp, on_done=on_done)
+    trajectories = play(venv, model, chosen, group_size=samples, seed=seed, temperature=temperature, stamp=stamp, on_done=on_done)
     return summarise(trajectories, [source[source.index_of(t.question_id)].metadata.get(group_by) for t in trajectories], group_by)
 
 

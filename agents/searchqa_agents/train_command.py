@@ -98,9 +98,10 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, c
         if settings.start == "nothing":
             training.run_warmup()
             training.run_sft()
-        measures = {"before": training.measure(settings, "before", stamp)}
+        training.lead(stamp, parallel)
+        measures = {"before": training.measure(settings, "before", stamp, parallel)}
         training.run_algorithm(settings, stamp, parallel, _title(settings, label))
-        measures["after"] = training.measure(settings, "after", stamp)
+        measures["after"] = training.measure(settings, "after", stamp, parallel)
         venv.close()
         titles, columns, rows = table_of(measures)
         summary: dict[str, Any] = {"kind": "train", "name": settings.name, "algorithm": label, "seed": settings.seed}

@@ -12,10 +12,12 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
@@ -35,7 +37,7 @@ from searchqa_agents.loading import (
 from searchqa_agents.lora import add_lora
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.optimisation import TrainingDivergedError
-from searchqa_agents.parallel import Parallel
+from searchqa_agents.parallel import Parallel, shared_rollout
 from searchqa_agents.policy import Policy
 from searchqa_agents.progress import Advance, progress
 from searchqa_agents.rollout import draw_questions
@@ -146,9 +148,13 @@ def lora_arguments(settings: TrainSettings) -> dict[str, Any]:
     if settings.lora is None:
         return {}
     if start_of(settings) is None:
-        raise ConfigurationError("lora trains adapters of a checkpoint's model: give start=shipped, start=<folder> or start=<owner/model> too.")
+        raise ConfigurationError(
+            "lora trains adapters of a checkpoint's model: give start=shipped, start=<folder> or start=<owner/model> too."
+        )
     if not isinstance(settings.lora, Mapping) or not settings.lora or not set(settings.lora) <= set(known):
-        raise ConfigurationError(f"lora must be a mapping with some of {list(known)}, such as {{rank: 16, alpha: 32}}; got {settings.lora!r}.")
+        raise ConfigurationError(
+            f"lora must be a mapping with some of {list(known)}, such as {{rank: 16, alpha: 32}}; got {settings.lora!r}."
+        )
     return {str(key): value for key, value in settings.lora.items()}
 
 
@@ -195,6 +201,12 @@ class Training:
                 batches = demonstrations(self.settings, self.venv)
                 train_sft(self.policy, batches, config, on_step=on_step, on_checkpoint=on_checkpoint, state=state)
 
+    def lead(self, stamp: Mapping[str, Any], parallel: Parallel) -> None:
+        """Tell the other processes where the run stands; from here on they do the same (:func:`follow`). Before, they wait."""
+        begun = self.last is not None and self.last.phase == "train"
+        parallel.broadcast((dict(stamp), str(self.last.path / STATE_FILE) if self.last is not None and begun else None))
+        parallel.broadcast_weights(self.policy.scorer)
+
     def run_algorithm(self, settings: TrainSettings, stamp: Mapping[str, Any], parallel: Parallel, title: str) -> None:
         """The algorithm that the run is about."""
         name, config = algorithm_of(settings)
@@ -209,14 +221,10 @@ class Training:
 
         shown = "losses/sft_loss" if name == SUPERVISED else "charts/em"
         with self._phase("train", config.steps, shown, title) as (state, on_step, on_checkpoint):
-            parallel.broadcast(None if state is None or self.last is None else str(self.last.path / STATE_FILE))
-            parallel.broadcast(dict(stamp))
             hooks: dict[str, Any] = {"on_step": on_step, "on_checkpoint": on_checkpoint, "state": state}
             if name == SUPERVISED:
                 train_supervised(self.policy, self.venv, config, **hooks)
             else:
-                if start_of(settings) is None:
-                    parallel.broadcast(self.policy.model.state_dict())
                 train(self.policy, self.venv, name, config, on_rollout=on_rollout, stamp=stamp, parallel=parallel, **hooks)
 
     def _watch(self, step: int, metrics: Mapping[str, float], advance: Advance) -> dict[str, float]:
@@ -269,7 +277,7 @@ class Training:
 
     # -- measuring -----------------------------------------------------------------------------------------------------------------------
 
-    def measure(self, settings: TrainSettings, when: str, stamp: Mapping[str, Any]) -> dict[str, float]:
+    def measure(self, settings: TrainSettings, when: str, stamp: Mapping[str, Any], parallel: Parallel) -> dict[str, float]:
         """Evaluate the policy on questions it never trains on; logs, saves trajectories, and returns the measures by key.
 
         Keys: ``hops=2/sampled/em`` (or ``sampled/em`` where the set knows no hops), greedy likewise, ``.../off/em`` with the retriever off.
@@ -280,7 +288,9 @@ class Training:
                 raise RunFolderError(f"{file} is missing: this run cannot be continued. Begin a new one.")
             values: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
             return values
-        measures, trajectories = measured(self.policy, settings, f"evaluation, {when}", {**stamp, "measured": when})
+        if when == "after":
+            parallel.broadcast_weights(self.policy.scorer)  # an algorithm of one process may have trained it
+        measures, trajectories = measured(self.policy, settings, f"evaluation, {when}", {**stamp, "measured": when}, parallel)
         self.folder.write_json(f"{when}.json", measures)
         self.folder.log(when, 0, measures)
         if trajectories:
@@ -289,17 +299,21 @@ class Training:
 
 
 def follow(settings: TrainSettings, parallel: Parallel) -> None:
-    """What the processes beside the first do: nothing but the algorithm's training, in step with it."""
+    """What the processes beside the first do: their part of the evaluations and of the algorithm's training, in step with it."""
     name, config = algorithm_of(settings)
     venv = make_venv(settings.env, settings.num_envs)
     policy = first_policy(settings, venv.unwrapped.tokenizer)
-    file: str | None = parallel.broadcast(None)
-    stamp: dict[str, Any] = parallel.broadcast({})
-    if start_of(settings) is None:
-        policy.model.load_state_dict(parallel.broadcast({}))
-    state = None if file is None else load_state(Path(file))
-    # a hook that writes nothing: all processes together make the state that the first one saves
-    train(policy, venv, name, config, state=state, stamp=stamp, parallel=parallel, on_checkpoint=lambda step, state: None)
+    nothing: tuple[dict[str, Any], str | None] = ({}, None)
+    stamp, file = parallel.broadcast(nothing)
+    parallel.broadcast_weights(policy.scorer)
+    if file is None:
+        measured(policy, settings, "", stamp, parallel)
+    if name != SUPERVISED:  # which one process does
+        state = None if file is None else load_state(Path(file))
+        # a hook that writes nothing: all processes together make the state that the first one saves
+        train(policy, venv, name, config, state=state, stamp=stamp, parallel=parallel, on_checkpoint=lambda step, state: None)
+    parallel.broadcast_weights(policy.scorer)
+    measured(policy, settings, "", stamp, parallel)
     venv.close()
 
 
@@ -337,8 +351,10 @@ def check_finite(weights: Mapping[str, torch.Tensor], step: int) -> None:
         )
 
 
-def measured(policy: Policy, settings: TrainSettings, title: str, stamp: Mapping[str, Any]) -> tuple[dict[str, float], list[Trajectory]]:
-    """Measures by key, and the sampled trajectories that are worth keeping."""
+def measured(
+    policy: Policy, settings: TrainSettings, title: str, stamp: Mapping[str, Any], parallel: Parallel
+) -> tuple[dict[str, float], list[Trajectory]]:
+    """Measures by key, and the sampled trajectories that are worth keeping; the same in all processes, which share the questions."""
     evaluation = settings.evaluation
     held_out = make_venv(settings.env, settings.num_envs, split=evaluation.split)
     groups: list[Any] = sorted(held_out.unwrapped.source.stamp().get("hops") or [], reverse=True) or [None]
@@ -347,14 +363,20 @@ def measured(policy: Policy, settings: TrainSettings, title: str, stamp: Mapping
     plan.append((groups[0], "off", 1.0))
     measures: dict[str, float] = {}
     kept: list[Trajectory] = []
-    with progress(title, len(plan)) as advance:
+    with progress(title, len(plan), None if parallel.main else Console(quiet=True)) as advance:
         for done, (hops, mode, temperature) in enumerate(plan):
             changed: dict[str, Any] = {"split": evaluation.split} | ({} if hops is None else {"hops": hops})
             venv = make_venv(settings.env, settings.num_envs, **changed, **({"retriever": "none"} if mode == "off" else {}))
             source = venv.unwrapped.source
             questions = draw_questions(source, min(evaluation.questions, len(source)), seed=evaluation.seed)
             found = evaluate(
-                venv, policy, questions, temperature=temperature, seed=evaluation.seed, stamp={**stamp, **venv.unwrapped.stamp()}
+                venv,
+                policy,
+                questions,
+                temperature=temperature,
+                seed=evaluation.seed,
+                stamp={**stamp, **venv.unwrapped.stamp()},
+                play=partial(shared_rollout, parallel),
             )
             venv.close()
             prefix = mode if hops is None else f"hops={hops}/{mode}"
