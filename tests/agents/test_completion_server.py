@@ -571,6 +571,16 @@ def test_requests_run_at_the_same_time_up_to_the_bound_on_kept_connections():
         assert len(server.connections) == 4
 
 
+def test_time_spent_waiting_for_a_turn_does_not_count_against_the_deadline():
+    def answer(path, body):
+        time.sleep(0.6)
+        return GOOD
+
+    with serving(answer) as (url, _), model_on(url, concurrency=1, retries=0, deadline=1.5) as lm:
+        session = lm.start([0, 1, 2], Sampling(64, CLOSERS))
+        assert len(session.generate([0, 1, 2], [np.array([65])] * 3, [{}] * 3)) == 3
+
+
 def test_segments_are_handed_over_as_they_come():
     slow = threading.Event()
 
