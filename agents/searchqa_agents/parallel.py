@@ -300,8 +300,8 @@ def processes(kind: Kind = "auto", device: torch.device | str = "cpu") -> Iterat
         error.add_note(f"In process {here.rank} of {here.world_size}.")
         if isinstance(error, dist.DistError) or (type(error) is RuntimeError and ("gloo" in str(error) or "NCCL" in str(error))):
             raise ParallelError(
-                f"Process {here.rank} of {here.world_size} lost the connection to another: it has failed (its own message says why), was killed, or "
-                f"does not answer. All stop; `searchqa train resume=<run>` goes on from the last checkpoint. ({str(error).splitlines()[0]})"
+                "The connection to another process is lost: it has failed (its own message says why), was killed, or does not answer. All stop; "
+                f"`searchqa train resume=<run>` goes on from the last checkpoint. ({str(error).splitlines()[0].rpartition('] ')[2]})"
             ) from error
         raise
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from searchqa_agents.hydra_app import check_config, is_finished, run_app, write_config
-from searchqa_agents.launch import place
+from searchqa_agents.launch import launched, place
 from searchqa_agents.settings import TrainSettings, register, register_training
+from searchqa_envs.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -36,6 +37,7 @@ def _register(line: Sequence[str]) -> None:
 def run(config: DictConfig, path: Path) -> None:
     """One training run, into the run folder ``path``."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
     from rich.console import Console
 
@@ -44,6 +46,10 @@ def run(config: DictConfig, path: Path) -> None:
     from searchqa_agents.plugins import load_plugins
     from searchqa_agents.training_run import check_start
 
+    if launched() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigurationError(
+            "A sweep (-m) cannot run under torchrun, whose processes connect once. Start torchrun for each of its runs."
+        )
     load_plugins(config.plugins)  # this may be another process than the one that read the line
     settings = cast(TrainSettings, OmegaConf.to_object(config))
     label = str(HydraConfig.get().runtime.choices["algo"])
