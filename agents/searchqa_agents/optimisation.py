@@ -62,7 +62,11 @@ class Optimiser:
         if not self._parameters:
             raise ConfigurationError("The policy has no trainable parameters; unfreeze some before training.")
         self.adamw = torch.optim.AdamW(
-            self._parameters.values(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+            self._parameters.values(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=all(parameter.is_cuda for parameter in self._parameters.values()),  # the default there holds copies of all gradients
         )
 
     def learning_rate(self, step: int) -> float:

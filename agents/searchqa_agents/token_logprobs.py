@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-BANNED = -1e9
-"""Logit of ids that must never be sampled. Finite, so that entropies and gradients stay finite."""
+from searchqa_agents.transformers_lm import BANNED
 
 
 def linear_token_stats(
@@ -64,7 +63,7 @@ def linear_token_stats(
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
     """Tokens in a chunk: few enough to stay near the processor's caches, enough for an efficient matrix product."""
-    return max(64, (2**22 if device.type == "cpu" else 2**26) // vocab_size)
+    return max(128, (2**22 if device.type == "cpu" else 2**26) // vocab_size)
 
 
 class _LinearTokenStats(torch.autograd.Function):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from searchqa_agents.token_logprobs import BANNED, checkpointed_token_stats, linear_token_stats
+from searchqa_agents.token_logprobs import checkpointed_token_stats, linear_token_stats
+from searchqa_agents.transformers_lm import BANNED
 
 
 def plain(hidden, weight, bias, targets, banned, temperature):
