@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from searchqa_agents.launch import place
 from searchqa_agents.runs import SUMMARY_FILE, RunFolder, RunFolderError, check_run_folder
 from searchqa_agents.settings import with_parts
+from searchqa_envs.errors import ConfigurationError
 
 CONFIG_PATH = "pkg://searchqa_conf"
 logger = logging.getLogger(__name__)
@@ -41,6 +42,10 @@ def run_app(
     """
     import hydra
 
+    if place().world_size > 1 and config_name != "train":
+        raise ConfigurationError(
+            f"`searchqa {config_name}` works in one process; start it without torchrun. `searchqa train` works in several."
+        )
     line = with_parts(_with_resume(list(line)))
     if before is not None:
         before(line)
@@ -124,7 +129,7 @@ def check_config(path: Path, config: DictConfig) -> None:
     if file.exists():
         now, before = _resolved(config), _resolved(OmegaConf.load(file))
         different = [key for key in ("env", "seed", "agent", "start", "lora") if before.get(key) != now.get(key)]
-        if _algorithm_name(before) != _algorithm_name(now):
+        if _algorithm_name(before) not in (None, _algorithm_name(now)):
             different.append("algo")
         if different:
             raise RunFolderError(

@@ -159,6 +159,15 @@ def test_a_form_for_several_processes_needs_torchrun(kind, words):
         pass
 
 
+def test_a_command_that_works_in_one_process_says_so_under_torchrun_and_which_process_it_is(monkeypatch, capsys, tmp_path):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["eval", f"run_dir={tmp_path}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("searchqa, process 1 of 2: ")
+    assert "without torchrun" in said
+
+
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_with_an_error_and_no_hang(tmp_path):
     started = time.monotonic()
