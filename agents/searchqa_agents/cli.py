@@ -22,7 +22,8 @@ class Command(NamedTuple):
 
 _HYDRA_HELP = """
 Also:
-  -m key=a,b,c             one run per value (with several keys: per combination); the joblib launcher runs them side by side:
+  -m key=a,b,c             one run per value (with several keys: per combination) in a folder of its own beneath run_dir; a run that fails does
+                           not stop the others, and the same line again does what is left. The joblib launcher runs them side by side:
                            -m hydra/launcher=joblib hydra.launcher.n_jobs=2 (pip install "searchqa-gym[sweep]")
   --config-dir DIR         a folder of your own YAML files, laid out as this package's: DIR/env/mine.yaml gives env=mine
   --cfg job                print the configuration and stop
@@ -36,16 +37,18 @@ COMMANDS = {
         """usage: searchqa train [key=value ...]
 
 With no arguments: the main job, on the generated world, from nothing. Induction warm-up, supervised fine-tuning on scripted demonstrations,
-evaluation, GRPO, evaluation again, and once more with the search engine switched off. Ends with a table, a picture and a page.
+evaluation, GRPO (or another algorithm), evaluation again, and once more with the search engine switched off. Ends with a table, a picture and a page.
+A run that was stopped or killed goes on from its last checkpoint with resume=; overrides on that line win. So does a sweep; its finished runs stay.
 
 Examples:
   searchqa train                                      from nothing
   searchqa train start=shipped                        from the fine-tuned checkpoint that comes with the package
   searchqa train start=runs/.../checkpoints/sft-000350
-  searchqa train algo.learning_rate=3e-4 seed=1
+  searchqa train algo=ppo algo.learning_rate=3e-4 seed=1
+  searchqa train plugins=[my_algorithm.py] algo=mine  an algorithm of your own, which the file registers
   searchqa train run_dir=runs/mine                    the same line again goes on from the last checkpoint
   searchqa train resume=runs/mine
-  searchqa train -m seed=0,1,2                        three runs, one after the other""",
+  searchqa train -m algo=grpo,ppo seed=0,1,2 start=shipped run_dir=runs/compare    six runs; then: searchqa report runs/compare""",
     ),
     "sft": Command(
         "sft_command",
@@ -69,7 +72,7 @@ comparable.
 Examples:
   searchqa eval env=world agent=oracle
   searchqa eval env=hotpotqa env.split=all agent=search_once env.top_k=5
-  searchqa eval env=world env.split=test agent=lm agent.checkpoint=runs/.../checkpoints/grpo-000020
+  searchqa eval env=world env.split=test agent=lm agent.checkpoint=runs/.../checkpoints/train-000020
   searchqa eval -m env=hotpotqa,musique env.split=all agent=search_once""",
     ),
     "play": Command(
@@ -90,15 +93,18 @@ Examples:
     "data": Command("data_command", "list, download, verify and merge data sets", ""),
     "report": Command(
         "report",
-        "make picture, page and table of finished runs again; several runs: mean over seeds",
-        """usage: searchqa report RUN [RUN ...]
+        "make picture, page and table of finished runs again; several runs: means over seeds, or algorithms compared",
+        """usage: searchqa report [--markdown] FOLDER [FOLDER ...]
 
-Writes learning_curve.png and report.html into each run's folder again and prints the table. Several runs give one table with the mean over
-runs and its 95% interval.
+A folder is that of a run, or one with runs beneath it, such as a sweep's. Writes learning_curve.png and report.html into each run's folder again
+and prints a table. Runs that differ in their seed only: the mean and its 95% interval. Training runs that differ in algorithm and seed only: a row for each
+algorithm, and comparison.png in the folder. Otherwise a column for each run.
+  --markdown               print the table in Markdown, and nothing else
 
 Examples:
-  searchqa report runs/2026-11-20_10-00-00-train
-  searchqa report runs/seed0 runs/seed1 runs/seed2""",
+  searchqa report runs/2026-11-20_10-00-00-train-world-grpo
+  searchqa report runs/seed0 runs/seed1 runs/seed2
+  searchqa report --markdown runs/compare""",
     ),
 }
 HYDRA_COMMANDS = ("train", "sft", "eval")
@@ -193,12 +199,13 @@ def _help(words: Sequence[str]) -> int:
         return int(import_module("searchqa_agents.data_command").main(["--help"]) or OK)
     text = COMMANDS[name].help
     if name in HYDRA_COMMANDS or name == "play":
-        from searchqa_agents.config_help import groups_text, keys_text
+        from searchqa_agents.config_help import algorithms_text, groups_text, keys_text
 
         if name == "play":
             text += f"\n\n{groups_text('play')}"
         else:
-            text += f"\n\n{groups_text(name)}\n\n{keys_text(name)}\n{_HYDRA_HELP}"
+            algorithms = f"\n\n{algorithms_text()}" if name == "train" else ""
+            text += f"\n\n{groups_text(name)}\n\n{keys_text(name)}{algorithms}\n{_HYDRA_HELP}"
     _write(text)
     return OK
 

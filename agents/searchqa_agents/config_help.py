@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-GROUPS = {"train": ("env", "algo", "recipe"), "sft": ("env",), "eval": ("env", "agent"), "play": ("env",)}
+GROUPS = {"train": ("env", "algo", "alarms", "recipe"), "sft": ("env",), "eval": ("env", "agent"), "play": ("env",)}
 
 
 def conf_dir() -> Path:
@@ -27,7 +27,8 @@ CONFIG_CLASSES = {
         ("model", "settings", "ModelSettings", ""),
     ),
     "train": (
-        ("algo", "grpo", "GRPOConfig", "algo/grpo"),
+        ("algo", "algorithm", "AlgorithmConfig", "algo/grpo"),
+        ("alarms", "alarms", "AlarmConfig", "alarms/default"),
         ("warmup", "warmup", "WarmupConfig", "warmup/repeated"),
         ("sft", "sft", "SFTConfig", "sft/demonstrations"),
         ("model", "settings", "ModelSettings", ""),
@@ -66,6 +67,36 @@ def keys_text(command: str) -> str:
         changed = {field: text.partition("#")[0].strip() for field, text in _keys(conf_dir() / f"{file}.yaml")} if file else {}
         entries += [(f"{key}.{field}={changed.get(field, value)}", comment) for field, value, comment in _fields(module, name)]
     return "\n".join(["Keys:", *(f"  {entry:<40}  {comment}".rstrip() for entry, comment in entries)])
+
+
+def algorithms_text() -> str:
+    """What ``algo=`` can be: each option's own keys, beside those that all have."""
+    lines = ["Algorithms:"]
+    own = _own_keys()
+    for option in options("algo"):
+        text = (conf_dir() / "algo" / f"{option}.yaml").read_text(encoding="utf-8")
+        base = next(line.strip().removeprefix("- ").removesuffix("_types") for line in text.splitlines() if line.strip().endswith("_types"))
+        lines.append(f"  algo={option:<30} {text.splitlines()[0].lstrip('# ')}")
+        changed = [f"{key}={value.partition('#')[0].strip()}" for key, value in _keys(conf_dir() / "algo" / f"{option}.yaml")]
+        changed = [word for word in changed if not word.startswith(("seed=", "checkpoint_every="))]
+        if changed:
+            lines.append(f"      is algo={base} with {', '.join(changed)}" if base != option else f"      has {', '.join(changed)}")
+        if base == option:
+            lines += [f"      {f'algo.{field}={value}':<36}  {comment}".rstrip() for field, value, comment in own.get(option, ())]
+    lines.append("  Your own: plugins=[my_algorithm.py] algo=NAME, where the file calls searchqa_agents.algorithm.register(...).")
+    return "\n".join(lines)
+
+
+def _own_keys() -> dict[str, list[tuple[str, str, str]]]:
+    """Of each registered algorithm, the fields of its own settings, read from the source of ``algorithms/``."""
+    found = {"sft": list(_fields("supervised", "SupervisedConfig"))}
+    for path in sorted((Path(__file__).parent / "algorithms").glob("[!_]*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Algorithm":
+                name, config = node.args[:2]
+                if isinstance(name, ast.Constant) and isinstance(config, ast.Name):
+                    found[str(name.value)] = list(_fields(f"algorithms/{path.stem}", config.id))
+    return found
 
 
 def _fields(module: str, name: str) -> Iterator[tuple[str, str, str]]:

@@ -48,6 +48,23 @@ def test_help_tells_groups_and_keys_of_the_yaml_files(capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert "algo.learning_rate=0.0005" in text
     assert "peak learning rate" in text
+    assert "algo.value_clip_coef=0.5" in text
+    assert "is algo=grpo with normalise_std=false" in text
+
+
+def test_help_tells_every_registered_algorithm_and_each_of_its_own_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import fields
+
+    import searchqa_agents.algorithms  # noqa: F401, registers them
+    from searchqa_agents.algorithm import ALGORITHMS, AlgorithmConfig
+
+    main(["train", "--help"])
+    text = capsys.readouterr().out
+    common = {f.name for f in fields(AlgorithmConfig)}
+    for name, algorithm in ALGORITHMS.items():
+        if algorithm.config.__module__.startswith("searchqa_agents."):
+            assert re.search(rf"^  algo={name} ", text, re.MULTILINE), name
+            assert all(f"algo.{f.name}=" in text for f in fields(algorithm.config) if f.name not in common)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,12 +114,34 @@ def test_a_wrong_line_is_explained_with_exit_code_2(
         (["train", "recipe=smoke", "algo.kl_estimator=k7"], "k7"),
         (["train", "recipe=smoke", "evaluation.split=spring"], "spring"),
         (["train", "recipe=smoke", "demonstrations=search_twice"], "search_twice"),
+        (["train", "recipe=smoke", "algo=sft", "algo.demonstrations=search_twice"], "search_twice"),
+        (["train", "recipe=smoke", "algo.name=ppo"], "write algo=ppo"),
+        (["train", "recipe=smoke", "plugins=[nowhere.py]"], "There is no plugin nowhere.py"),
+        (["train", "recipe=smoke", "plugins=[no_such_module]"], "There is no module no_such_module"),
+        (["train", "recipe=smoke", "plugins=nowhere.py"], "plugins must be a list"),
+        (["train", "recipe=smoke", "plugins=[raises.py]"], "raises.py cannot be imported: ZeroDivisionError: division by zero."),
+        (["train", "recipe=smoke", "plugins=[imports.py]"], "imports.py cannot be imported: ModuleNotFoundError"),
+        (["train", "recipe=smoke", "plugins=[clashes.py]"], "clashes.py registers the name 'grpo', which another algorithm has"),
+        (["train", "recipe=smoke", "dtype=float16"], "dtype must be float32 or bfloat16"),
+        (
+            ["train", "recipe=smoke", "start=shipped", "lora={ranks: 3}"],
+            "lora must be a mapping with some of ['rank', 'alpha', 'target_modules']",
+        ),
+        (["train", "recipe=smoke", "lora.rank=3"], "lora trains adapters of a checkpoint's model"),
+        (["train", "recipe=smoke", "alarms.window=0"], "alarms.window must be at least 1"),
+        (["train", "recipe=smoke", "keep_last=0"], "keep_last must be at least 1"),
+        (["train", "recipe=smoke", "algo.group_size=0"], "group_size must be at least 1"),
+        (["train", "recipe=smoke", "parallel=ddp"], "torchrun"),
     ],
 )
 def test_a_run_that_cannot_be_says_why_with_exit_code_1(
     line: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "raises.py").write_text("1 / 0\n")
+    (tmp_path / "imports.py").write_text("import no_such_module\n")
+    clashes = "from searchqa_agents.algorithm import Algorithm, register\nfrom searchqa_agents.algorithms.grpo import *\n"
+    (tmp_path / "clashes.py").write_text(clashes + "register(Algorithm('grpo', GRPOConfig, advantages, loss))\n")
     row = {"id": "q1", "question": "Who?", "golden_answers": ["Ada"]}
     (tmp_path / "questions.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"id": "p1", "title": "Ada", "text": "A person."}) + "\n")
@@ -226,6 +265,97 @@ def test_play_takes_the_same_overrides() -> None:
     assert env.unwrapped.rules.reward.stamp()["weights"] == {"em": 2.0}
 
 
+MINE = """
+from dataclasses import dataclass
+from searchqa_agents.algorithm import Algorithm, AlgorithmConfig, register
+from searchqa_agents.algorithms import grpo
+
+@dataclass
+class MyConfig(grpo.GRPOConfig):
+    steps: int = 1
+    factor: float = 1.0
+
+def advantages(batch, config):
+    batch = grpo.advantages(batch, config)
+    return batch._replace(advantages=config.factor * batch.advantages)
+
+register(Algorithm("mine", MyConfig, advantages, grpo.loss))
+"""
+
+
+def known_algorithms() -> dict[str, object]:
+    import searchqa_agents.algorithms  # noqa: F401, registers them
+    from searchqa_agents.algorithm import ALGORITHMS
+
+    return {name: algorithm for name, algorithm in ALGORITHMS.items() if name != "mine"}
+
+
+SMOKE = ("recipe=smoke", "threads=1", "env.num_worlds=8", "start=shipped", "evaluation.questions=4", "algo.steps=1", "env.max_turns=3")
+
+
+def test_an_algorithm_of_ones_own_is_trained_resumed_and_has_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("searchqa_agents.algorithm.ALGORITHMS", dict(known_algorithms()))
+    (tmp_path / "my_algorithm.py").write_text(MINE)
+    words = ["train", *SMOKE, "plugins=[my_algorithm.py]", "algo=mine"]
+    assert main([*words, "algo.factr=2"]) == 2
+    assert "algo.factor" in capsys.readouterr().err
+    assert main([*words, "algo.factor=many"]) == 2
+    assert "algo.factor" in capsys.readouterr().err
+    assert main([*words, "algo.factor=2", "dry_run=true"]) == 0
+    assert "evaluation, MINE (1 steps), evaluation" in capsys.readouterr().out
+    assert main([*words, "algo.factor=2", "run_dir=run"]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["algorithm"] == "mine"
+    assert main(["train", "resume=run", "algo.steps=2"]) == 0  # the plugin is known from the saved line
+    assert (tmp_path / "run" / "checkpoints" / "train-000002").is_dir()
+
+
+@pytest.mark.parametrize("algorithm", sorted(known_algorithms()))
+def test_every_algorithm_can_be_chosen_by_its_name(algorithm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SMOKE, f"algo={algorithm}", "--cfg", "job"]) == 0
+    assert f"name: {algorithm}\n" in capsys.readouterr().out
+
+
+def test_supervised_fine_tuning_has_the_same_measures_and_is_compared_in_a_sweep_that_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line for all; a run that fails stops none of the others; the same line again does what is left; the report reads the folder."""
+    sweep = tmp_path / "sweep"
+    line = ["train", "-m", *SMOKE, "algo=grpo,sft", "seed=0,1", f"run_dir={sweep}"]
+    blocked = sweep / "algo-grpo_seed-1"
+    blocked.mkdir(parents=True)
+    (blocked / "config.yaml").write_text("seed: 17\n")
+    assert main(line) == 1
+    assert "another seed" in capsys.readouterr().err
+    names = {"algo-grpo_seed-0", "algo-grpo_seed-1", "algo-sft_seed-0", "algo-sft_seed-1"}
+    assert {path.name for path in sweep.iterdir() if path.is_dir()} == names
+    finished = {name: (sweep / name / "summary.json").read_text() for name in names - {blocked.name}}
+    (blocked / "config.yaml").unlink()
+    assert main(["train", f"resume={sweep}"]) == 0
+    assert capsys.readouterr().out.count("is finished: nothing to do") == 3
+    assert {name: (sweep / name / "summary.json").read_text() for name in finished} == finished
+    assert main(["report", str(sweep)]) == 0
+    assert "By algorithm: 2-hop held-out questions" in capsys.readouterr().out
+    assert (sweep / "comparison.png").is_file()
+    assert main(["report", "--markdown", str(sweep)]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [row.split("|")[1].strip() for row in table] == ["algorithm", "---", "grpo", "sft"]
+    befores = {row.split("|")[2].strip() for row in table[2:]}
+    assert len(befores) == 1  # both begin with the same checkpoint and are asked the same questions
+
+
+@pytest.mark.slow
+def test_the_joblib_launcher_trains_an_algorithm_of_ones_own_beside_ours(tmp_path: Path) -> None:
+    (tmp_path / "my_algorithm.py").write_text(MINE)
+    words = [*SMOKE, "plugins=[my_algorithm.py]", "algo=grpo,mine", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "run_dir=sweep"]
+    done = subprocess.run([CONSOLE, "train", "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    algorithms = {json.loads(file.read_text())["algorithm"] for file in tmp_path.glob("sweep/*/summary.json")}
+    assert algorithms == {"grpo", "mine"}
+
+
 def example_lines(command: str) -> list[list[str]]:
     texts = [COMMANDS[command].help, _top_level_help()]
     lines = [re.split(r"  +", line.strip())[0] for text in texts for line in text.splitlines() if line.startswith(f"  searchqa {command}")]
@@ -254,6 +384,8 @@ def test_every_example_of_the_help_would_run(command: str, tmp_path: Path, monke
     register()
     with initialize_config_module("searchqa_conf", version_base="1.3"):
         OmegaConf.save({"env": compose("play").env, "seed": 0, "start": "nothing"}, tmp_path / "runs" / "mine" / "config.yaml")
+    (tmp_path / "my_algorithm.py").write_text(MINE)
+    monkeypatch.setattr("searchqa_agents.algorithm.ALGORITHMS", dict(known_algorithms()))
     lines = example_lines(command)
     assert len(lines) >= 2
     quick = [] if command == "eval" else ["sft.batch_size=2", "sft.num_worlds=1"]
@@ -353,7 +485,7 @@ def test_multirun_makes_a_folder_for_each_value(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     assert main(["eval", "-m", *WORLD, "questions=4", "agent=direct,oracle"]) == 0
     [sweep] = (tmp_path / "runs").iterdir()
-    found = [json.loads((sweep / number / "summary.json").read_text())["metrics"]["em"] for number in ("0", "1")]
+    found = [json.loads((sweep / f"agent-{name}" / "summary.json").read_text())["metrics"]["em"] for name in ("direct", "oracle")]
     assert found == [0.0, 1.0]
 
 

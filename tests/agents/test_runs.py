@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from searchqa_agents.cli import main
-from searchqa_agents.runs import RunFolder, RunFolderError, git_commit, list_checkpoints, read_metrics, run_stamp
+from searchqa_agents.runs import RunFolder, RunFolderError, StorageError, git_commit, list_checkpoints, read_metrics, run_stamp
 
 
 def fill(text: str):
@@ -66,7 +66,7 @@ def test_a_full_disk_is_an_error_and_costs_no_earlier_line(tmp_path: Path) -> No
         folder.log("grpo", 1, {"charts/em": 0.25})
         (tmp_path / "metrics.jsonl").rename(tmp_path / "kept")
         (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(StorageError, match="No space left"):
             folder.log("grpo", 2, {"charts/em": 0.5})
         (tmp_path / "metrics.jsonl").unlink()
         (tmp_path / "kept").rename(tmp_path / "metrics.jsonl")
@@ -80,9 +80,11 @@ def test_a_checkpoint_that_fails_leaves_the_earlier_one_and_no_rest(tmp_path: Pa
 
     with RunFolder(tmp_path) as folder:
         folder.save_checkpoint("grpo", 5, fill("five"))
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(StorageError, match="No space left"):
             folder.save_checkpoint("grpo", 5, fails)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(
+            StorageError, match=rf"The last good checkpoint is {folder.path}/checkpoints/grpo-000005: `searchqa train resume="
+        ):
             folder.save_checkpoint("grpo", 10, fails)
     [checkpoint] = list_checkpoints(tmp_path)
     assert (checkpoint.path / "weights").read_text() == "five"
@@ -98,6 +100,17 @@ def test_what_a_killed_writer_left_is_no_checkpoint_and_is_removed(tmp_path: Pat
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [5]
     with RunFolder(tmp_path):
         assert not partial.exists()
+
+
+def test_a_checkpoint_that_was_being_replaced_when_its_writer_was_killed_is_the_old_one(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        saved = folder.save_checkpoint("grpo", 5, fill("old"))
+    saved.path.rename(saved.path.with_name(".partial-replaced-grpo-000005"))
+    (tmp_path / ".partial-77-metrics.jsonl").write_text("half")
+    with RunFolder(tmp_path):
+        [checkpoint] = list_checkpoints(tmp_path)
+    assert (checkpoint.path / "weights").read_text() == "old"
+    assert not list(tmp_path.glob(".partial-*"))
 
 
 def test_the_last_two_the_best_and_the_kept_checkpoints_stay(tmp_path: Path) -> None:
@@ -178,14 +191,18 @@ def test_a_training_run_leaves_everything_it_should(whole_run: Path) -> None:
         ("warmup", 2),
         *(("sft", i) for i in (1, 2, 3, 4)),
         ("before", 0),
-        ("grpo", 1),
-        ("grpo", 2),
+        ("train", 1),
+        ("train", 2),
         ("after", 0),
     ]
     summary = json.loads((whole_run / "summary.json").read_text())
     titles = [row[0] for row in summary["rows"]]
     assert "2-hop exact match, sampled (T=1)" in titles
     assert "2-hop exact match, sampled, retriever off" in titles
+    assert summary["algorithm"] == "grpo"
+    trained = [line for line in read_metrics(whole_run) if line["phase"] == "train"]
+    assert summary["tokens"] == sum(line["charts/tokens"] for line in trained) > 0
+    assert summary["seconds_training"] == pytest.approx(sum(line["time/rollout"] + line["time/update"] for line in trained), abs=1e-3)
 
 
 @pytest.mark.parametrize("killed_at", [1, 5, 8, 9])
@@ -210,7 +227,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
         assert main([*SMOKE, f"run_dir={path}"]) == 130
     assert main(["train", f"resume={path}"]) == 0
     assert without_times(path) == without_times(whole_run)
-    ours, theirs = (load_file(run / "checkpoints" / "grpo-000002" / "model.safetensors") for run in (path, whole_run))
+    ours, theirs = (load_file(run / "checkpoints" / "train-000002" / "model.safetensors") for run in (path, whole_run))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
@@ -227,7 +244,7 @@ def test_a_checkpoint_of_a_run_can_be_evaluated_and_started_from(
     assert main(["eval", *words]) == 0
     assert "exact match" in capsys.readouterr().out
     assert main([*SMOKE, f"start={checkpoint}", f"run_dir={tmp_path / 'train'}"]) == 0
-    assert {line["phase"] for line in read_metrics(tmp_path / "train")} == {"before", "grpo", "after"}
+    assert {line["phase"] for line in read_metrics(tmp_path / "train")} == {"before", "train", "after"}
 
 
 def test_report_of_two_runs_prints_mean_and_interval(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
