@@ -132,11 +132,17 @@ def checkpointed_layers(decoder: nn.Module) -> Iterator[None]:
     log-probabilities differ; so for this forward pass the layers alone, not the modules in them, are told to be in training mode.
     """
     layers: list[Any] = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers or any(getattr(layer, "dropout", 0) for layer in layers if not isinstance(getattr(layer, "dropout", 0), nn.Module)):
+    if not layers:
         raise ConfigurationError(
-            f"gradient_checkpointing needs a model of GradientCheckpointingLayer without dropout of their own; {type(decoder).__name__} "
-            "has none such. Set gradient_checkpointing=false, or that dropout to 0."
+            f"gradient_checkpointing needs a model whose layers transformers can checkpoint; {type(decoder).__name__} has none. "
+            "Set gradient_checkpointing=false."
         )
+    for layer in layers:
+        if isinstance(rate := getattr(layer, "dropout", 0), float) and rate > 0:
+            raise ConfigurationError(
+                f"gradient_checkpointing would switch on a dropout that {type(layer).__name__} does itself, and that must be 0; got {rate}. "
+                "Set it to 0 in the model's configuration, or gradient_checkpointing=false."
+            )
     before = [(layer.gradient_checkpointing, layer.training) for layer in layers]
     for layer in layers:
         layer.gradient_checkpointing, layer.training = True, True
