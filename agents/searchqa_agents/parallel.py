@@ -241,13 +241,11 @@ def whole(tensor: Tensor) -> Tensor:
     return own.full_tensor() if isinstance(own, DTensor) else own
 
 
-def _as(own: Tensor | None, whole: Tensor) -> Tensor:
-    """A copy of a whole tensor, sharded as ``own`` is."""
+def _as(own: Tensor | None, given: Tensor) -> Tensor:
+    """A copy of a whole tensor, sharded as ``own`` is; each process has it whole, so that nothing is sent."""
     if not isinstance(own, DTensor):
-        return whole.clone()
-    return distribute_tensor(
-        whole.to(own.device), own.device_mesh, own.placements, src_data_rank=None
-    )  # each process has it: nothing is sent
+        return given.clone()
+    return distribute_tensor(given.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
