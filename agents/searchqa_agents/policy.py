@@ -119,8 +119,14 @@ def last_hidden_states(decoder: Any, input_ids: Tensor, position_ids: Tensor | N
     Without a mask: padding stands on the right, where causal attention never looks; positions that begin again tell transformers, or a
     variable-length kernel, where one sequence ends and the next begins. With a cache transformers would not look for that.
     """
+    lengths: dict[str, Any] = {}
+    if position_ids is not None:  # said once here; else each layer's kernel finds it out again, and waits for the device
+        starts = (position_ids[0] == 0).nonzero()[:, 0].to(torch.int32)
+        bounds = nn.functional.pad(starts, (0, 1), value=input_ids.shape[1])
+        longest = int(bounds.diff().max())
+        lengths = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
     with checkpointed_layers(decoder) if gradient_checkpointing and torch.is_grad_enabled() else contextlib.nullcontext():
-        hidden: Tensor = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        hidden: Tensor = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **lengths).last_hidden_state
     return hidden
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, Qwen2Config, Qwen2ForCausalLM
 
 import searchqa_agents.token_logprobs as token_logprobs
 from searchqa_agents.micro_batches import length_sorted_batches, packed_batches
@@ -157,6 +158,29 @@ def test_one_packed_row_equals_padded_rows(policy, kind, max_tokens):
     (logprob, grad), (packed_logprob, packed_grad) = (gradient(policy, packed=packed, max_tokens=max_tokens) for packed in (False, True))
     assert torch.allclose(packed_logprob, logprob, atol=1e-5)
     assert (packed_grad - grad).norm() < 1e-5 * grad.norm()
+
+
+def varlen_attention(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, **_):
+    """What a variable-length kernel does with what transformers hands it: each sequence of the one row by itself, without a mask."""
+    assert attention_mask is None
+    assert torch.equal(cu_seq_lens_q, cu_seq_lens_k)
+    assert cu_seq_lens_q.dtype == torch.int32
+    lengths = cu_seq_lens_q.diff().tolist()
+    assert max_length_q == max_length_k == max(lengths)
+    parts = [torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)]
+    outputs = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True) for q, k, v in zip(*parts, strict=True)
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def test_a_variable_length_kernel_is_told_where_sequences_begin():
+    AttentionInterface.register("varlen_of_the_test", varlen_attention)
+    AttentionMaskInterface.register("varlen_of_the_test", lambda *_, **__: None)
+    logprob, grad = gradient(qwen2_policy())
+    kernel_logprob, kernel_grad = gradient(qwen2_policy(attn_implementation="varlen_of_the_test"), packed=True, gradient_checkpointing=True)
+    assert torch.allclose(kernel_logprob, logprob, atol=1e-5)
+    assert (kernel_grad - grad).norm() < 1e-5 * grad.norm()
 
 
 def test_gradient_checkpointing_is_exact_keeps_less_and_leaves_dropout_off_and_caches_usable():
