@@ -225,13 +225,13 @@ def test_bfloat16_autocast_is_near_float32_with_float32_losses_and_weights():
         assert 0 < (exact - rounded).norm() < 0.05 * exact.norm()
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("what", ["loss", "loss alone", "gradient"])
 def test_a_divergence_is_named_and_changes_no_weight(what):
     batch = make_test_batch()
     learner = Learner(make_policy(), AlgorithmConfig(critic="separate"), has_critic=True)
     before = {name: p.detach().clone() for module in (learner.policy.scorer, learner.critic) for name, p in module.named_parameters()}
     loss = loss_of(learner.evaluate(batch), batch)
-    learner.backward(loss * float("nan") if what == "loss" else loss)
+    learner.backward({"loss": loss * float("nan"), "loss alone": loss + float("inf"), "gradient": loss}[what])
     name = "model.model.layers.0.self_attn.q_proj.weight"
     if what == "gradient":
         dict(learner.policy.scorer.named_parameters())[name].grad[0, 0] = float("inf")
@@ -239,6 +239,7 @@ def test_a_divergence_is_named_and_changes_no_weight(what):
         learner.update(2)
     message = str(error.value)
     assert ("the loss is nan" in message) == (what == "loss")
+    assert ("the loss is inf, and all gradients are finite" in message) == (what == "loss alone")
     assert "learning_rate" in message
     if what == "gradient":
         assert f"1 of {len(list(learner.policy.scorer.parameters()))} parameters are not finite, first that of {name}" in message
