@@ -12,7 +12,16 @@ from searchqa_agents.algorithm import AlgorithmConfig
 from searchqa_agents.batch import Batch, make_batch, select
 from searchqa_agents.learner import Learner
 from searchqa_agents.losses import truncated_importance
-from searchqa_agents.optimisation import AdamW, Optimiser, TrainingDivergedError, learning_rate, random_state, set_random_state
+from searchqa_agents.optimisation import (
+    AdamW,
+    Optimiser,
+    TrainingDivergedError,
+    learning_rate,
+    load_training_state,
+    random_state,
+    set_random_state,
+    training_state,
+)
 from searchqa_agents.policy import Policy
 from searchqa_agents.trajectory import Trajectory, TurnSpan
 from searchqa_envs.errors import ConfigurationError
@@ -330,6 +339,18 @@ def test_random_states_are_plain_and_go_back(tmp_path):
     assert torch.equal(torch.rand(2), drawn[0])
     assert np.array_equal(np.random.rand(2), drawn[1])
     assert random.gauss(0, 1) == drawn[2]
+
+
+def test_supervised_training_goes_on_with_the_generators_where_they_were():
+    policy = make_policy()
+    parameters = dict(policy.model.named_parameters())
+    optimiser = Optimiser(parameters, AdamW(0.1, (0.9, 0.98), 0.0, 0, 1.0, 1, 1.0))
+    state = training_state(policy.model, optimiser, 3)
+    drawn, weight = torch.rand(2), parameters["model.norm.weight"].clone()
+    torch.nn.init.zeros_(parameters["model.norm.weight"])
+    assert load_training_state(policy.model, optimiser, state) == 3
+    assert torch.equal(torch.rand(2), drawn)
+    assert torch.equal(parameters["model.norm.weight"], weight)
 
 
 def test_a_frozen_policy_cannot_be_trained():
