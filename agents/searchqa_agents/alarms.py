@@ -103,8 +103,8 @@ class Alarms:
             start = self._start["sampled_tokens"]
             if not start / config.length_factor <= length <= start * config.length_factor:
                 found["length"] = (
-                    f"sampled tokens per episode went from {start:.3g} to {length:.3g}. Look at the trajectories in report.html; a KL term "
-                    "(algo.kl_coef) or a lower learning rate holds the policy nearer to its start."
+                    f"sampled tokens per episode went from {start:.3g} to {length:.3g}. Look at the trajectories in report.html; a lower "
+                    "learning rate, or a KL term (algo.kl_coef, in a new run), holds the policy nearer to its start."
                 )
         if searches is not None and searches < config.fewest_searches:
             found["no searches"] = (

@@ -26,6 +26,8 @@ from searchqa_agents.settings import with_parts
 from searchqa_envs.errors import ConfigurationError
 
 CONFIG_PATH = "pkg://searchqa_conf"
+OVERRIDES_FILE = "overrides.yaml"
+"""What ``resume=`` begins with. Hydra's own record is no use: it is also written for a line that is then refused."""
 logger = logging.getLogger(__name__)
 
 
@@ -117,10 +119,11 @@ def set_threads(threads: int | None) -> None:
 
 
 def write_config(folder: RunFolder, config: DictConfig) -> None:
-    """Write ``config.yaml``, resolved, if the folder may hold this run (:func:`check_config`)."""
+    """Write ``config.yaml``, resolved, and the overrides that led to it, if the folder may hold this run (:func:`check_config`)."""
     check_config(folder.path, config)
     (folder.path / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end: from here on it would stand for another run
     folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(_resolved(config))))
+    folder.write_text(OVERRIDES_FILE, OmegaConf.to_yaml(HydraConfig.get().overrides.task))
 
 
 def check_config(path: Path, config: DictConfig) -> None:
@@ -174,7 +177,7 @@ def _with_resume(line: list[str]) -> list[str]:
         begun = ["-m", *overrides.hydra, *overrides.task]
     else:
         path = check_run_folder(folder)
-        saved_file = path / ".hydra" / "overrides.yaml"
+        saved_file = path / OVERRIDES_FILE
         if not saved_file.is_file():
             raise RunFolderError(
                 f"{path} cannot be resumed: {saved_file} is missing. Give the same line as before with run_dir={folder} instead."
@@ -246,12 +249,16 @@ def _unknown_option(option: str, said: str) -> str:
     from searchqa_agents.config_help import options
 
     group, _, name = option.rpartition("/")
-    known = [found for found in options(group) if group] if group else []
+    known = options(group) if group else []
+    if known and group == "algo":  # those of plugins have no file
+        nodes = [node.removesuffix(".yaml") for node in ConfigStore.instance().repo.get("algo", {})]
+        known = sorted({*known, *(node for node in nodes if not node.endswith("_types"))})
     if not known:
         return said.splitlines()[0]
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(f'{group}={found}' for found in close)}?" if close else ""
-    return f"{group}={name} is not known.{hint} {group} can be: {', '.join(known)}; --config-dir adds your own."
+    yours = "plugins=[FILE.py] or --config-dir adds" if group == "algo" else "--config-dir adds"
+    return f"{group}={name} is not known.{hint} {group} can be: {', '.join(known)}; {yours} your own."
 
 
 def _known_keys() -> list[str]:

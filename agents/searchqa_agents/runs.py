@@ -2,6 +2,7 @@
 
     runs/<date-time>-<name>/
         config.yaml  stamp.json     what was run, and what a number from it needs to be comparable
+        overrides.yaml              the line that began it, for resume=
         metrics.jsonl               one line per logged step, appended and flushed
         tensorboard/<phase>/        the same for TensorBoard
         checkpoints/<phase>-<step>/ the last few, the best, and those marked to be kept

@@ -60,7 +60,7 @@ def run(config: DictConfig, path: Path) -> None:
         console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
         first = f"download {missing}, then run " if missing is not None else "run "
         warm_start = "induction warm-up, fine-tuning, " if settings.start == "nothing" else f"from {settings.start}: "
-        said = f"Would {first}{warm_start}evaluation, {_title(settings, label)}, evaluation, and write {settings.run_dir}."
+        said = f"Would {first}{warm_start}evaluation, {settings.algo.steps} steps of {_title(label)}, evaluation, and write {settings.run_dir}."
         console.print(said, markup=False, soft_wrap=True)
         return
     try:
@@ -72,8 +72,8 @@ def run(config: DictConfig, path: Path) -> None:
         raise
 
 
-def _title(settings: TrainSettings, label: str) -> str:
-    return f"{label.upper() if len(label) <= 4 else label} ({settings.algo.steps} steps)"
+def _title(label: str) -> str:
+    return label.upper() if len(label) <= 4 else label
 
 
 def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, console: Console, parallel: Parallel) -> None:
@@ -106,7 +106,7 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, c
             training.run_sft()
         training.lead(stamp, parallel)
         measures = {"before": training.measure(settings, "before", stamp, parallel)}
-        training.run_algorithm(settings, stamp, parallel, _title(settings, label))
+        training.run_algorithm(settings, stamp, parallel, _title(label))
         measures["after"] = training.measure(settings, "after", stamp, parallel)
         venv.close()
         titles, columns, rows = table_of(measures)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
 from searchqa_agents.alarms import AlarmConfig, Alarms
-from searchqa_agents.algorithm import check_settings, get_algorithm
+from searchqa_agents.algorithm import AlgorithmConfig, check_settings, get_algorithm
 from searchqa_agents.demonstrations import Batches, fresh_demonstrations
 from searchqa_agents.evaluate import evaluate
 from searchqa_agents.loading import (
@@ -34,7 +34,7 @@ from searchqa_agents.loading import (
     make_venv,
     missing_data,
 )
-from searchqa_agents.lora import add_lora
+from searchqa_agents.lora import add_lora, has_lora
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.optimisation import TrainingDivergedError
 from searchqa_agents.parallel import Parallel, shared_rollout
@@ -222,6 +222,8 @@ class Training:
         shown = "losses/sft_loss" if name == SUPERVISED else "charts/em"
         with self._phase("train", config.steps, shown, title) as (state, on_step, on_checkpoint):
             hooks: dict[str, Any] = {"on_step": on_step, "on_checkpoint": on_checkpoint, "state": state}
+            if state is not None and name != SUPERVISED:
+                check_reference(state, config, self.policy)
             if name == SUPERVISED:
                 train_supervised(self.policy, self.venv, config, **hooks)
             else:
@@ -315,6 +317,15 @@ def follow(settings: TrainSettings, parallel: Parallel) -> None:
     parallel.broadcast_weights(policy.scorer)
     measured(policy, settings, "", stamp, parallel)
     venv.close()
+
+
+def check_reference(state: Mapping[str, Any], config: AlgorithmConfig, policy: Policy) -> None:
+    """Raise ``ConfigurationError`` if a KL term is asked for that the run was begun without: the policy that it refers to is gone."""
+    if config.kl_coef and "reference" not in state and not has_lora(policy.model):
+        raise ConfigurationError(
+            f"This run was begun with algo.kl_coef=0, so that its checkpoints hold no reference policy; got algo.kl_coef={config.kl_coef}. Begin a "
+            "new run with start=<one of its checkpoints>, which is then the reference."
+        )
 
 
 def load_state(file: Path) -> Mapping[str, Any]:

@@ -300,12 +300,14 @@ def test_an_algorithm_of_ones_own_is_trained_resumed_and_has_its_options(
     monkeypatch.setattr("searchqa_agents.algorithm.ALGORITHMS", dict(known_algorithms()))
     (tmp_path / "my_algorithm.py").write_text(MINE)
     words = ["train", *SMOKE, "plugins=[my_algorithm.py]", "algo=mine"]
+    assert main([*words[:-1], "algo=mein"]) == 2
+    assert "Did you mean algo=mine?" in capsys.readouterr().err
     assert main([*words, "algo.factr=2"]) == 2
     assert "algo.factor" in capsys.readouterr().err
     assert main([*words, "algo.factor=many"]) == 2
     assert "algo.factor" in capsys.readouterr().err
     assert main([*words, "algo.factor=2", "dry_run=true"]) == 0
-    assert "evaluation, MINE (1 steps), evaluation" in capsys.readouterr().out
+    assert "evaluation, 1 steps of MINE, evaluation" in capsys.readouterr().out
     assert main([*words, "algo.factor=2", "run_dir=run"]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["algorithm"] == "mine"
     assert main(["train", "resume=run", "algo.steps=2"]) == 0  # the plugin is known from the saved line
@@ -379,8 +381,8 @@ def test_every_example_of_the_help_would_run(command: str, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEARCHQA_DATA", raising=False)
     monkeypatch.setenv("SEARCHQA_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "runs" / "mine" / ".hydra").mkdir(parents=True)
-    (tmp_path / "runs" / "mine" / ".hydra" / "overrides.yaml").write_text("[]\n")
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "overrides.yaml").write_text("[]\n")
     register()
     with initialize_config_module("searchqa_conf", version_base="1.3"):
         OmegaConf.save({"env": compose("play").env, "seed": 0, "start": "nothing"}, tmp_path / "runs" / "mine" / "config.yaml")
