@@ -398,7 +398,7 @@ def compare(setting: Setting, repeats: int, console: Console) -> None:
 
 
 def growth(setting: Setting, console: Console) -> None:
-    """Our step as context, group and model grow."""
+    """Our step as context, group and model grow. To the step a larger group is more trajectories."""
     table = Table(title="searchqa-gym as things grow")
     for name in (
         "model",
