@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from searchqa_envs.errors import ConfigurationError
 
 _NAME = "searchqa_slots"
+_QUERIES = {"cpu": 128}
+"""Queries in one call of the attention kernel; their keys are computed with all of them, also those that only the last ones see."""
 _CALL_FLOATS = 2**15
 """Keys and values that a CPU core reads in the time that one more call of the attention kernel takes."""
 
@@ -42,32 +43,25 @@ class Feed:
         self.cells = sum(starts) + sum(widths)  # that are attended to
         self.longest = max(start + width for start, width in zip(starts, widths, strict=True))
         self.highest = max(slots) + 1
-        self._masks: dict[Any, Tensor | None] = {}
+        self._mask: Tensor | None = None
 
-    def mask(self, row: int, dtype: torch.dtype) -> Tensor | None:
-        """Additive mask [1, 1, W, cells] of a row that continues: each token sees the cells up to its own. None where none is needed."""
-        _, start, width = self.rows[row]
-        if start == 0 or width == 1:  # plain causal attention; everything
-            return None
-        if row not in self._masks:
-            hidden = torch.ones(width, start + width, dtype=torch.bool, device=self.slots.device).triu(start + 1)
-            self._masks[row] = _additive(hidden, dtype)[None, None]
-        return self._masks[row]
+    def causal_mask(self, width: int, cells: int, dtype: torch.dtype) -> Tensor:
+        """Additive mask [1, 1, width, cells]: the last of ``width`` tokens sees all cells, each one before it one cell less."""
+        if self._mask is None:  # one for all: its columns to the left of the triangle can be as many as needed
+            widest = max(width, *(min(row[2], _QUERIES.get(self.slots.device.type, row[2])) for row in self.rows))
+            self._mask = torch.zeros(widest, self.longest + widest, dtype=dtype, device=self.slots.device)
+            self._mask[:, self.longest :].fill_(-torch.inf).triu_(1)
+        before = self.longest - (cells - width)
+        mask = self._mask[None, None, :width, before : before + cells]
+        return mask.contiguous() if mask.is_cuda else mask  # CUDA's kernels want it aligned
 
     def batch_mask(self, length: int, dtype: torch.dtype) -> Tensor:
         """Additive mask [highest, 1, 1, length] of a pack that adds one token to each row, by slot. A slot that is not fed sees its first cell."""
-        key = ("batch", length)
-        if key not in self._masks:
+        if self._mask is None:
             positions = self.slots.new_zeros(self.highest).index_copy(0, self.slots, self.positions)
-            hidden = torch.arange(length, device=positions.device) > positions[:, None]
-            self._masks[key] = _additive(hidden, dtype)[:, None, None]
-        mask = self._masks[key]
-        assert mask is not None
-        return mask
-
-
-def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+            unseen = torch.arange(length, device=positions.device) > positions[:, None]
+            self._mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device).masked_fill_(unseen, -torch.inf)[:, None, None]
+        return self._mask
 
 
 class SlotLayer(CacheLayerMixin):
@@ -93,7 +87,8 @@ class SlotLayer(CacheLayerMixin):
         """Write the states [1, H, N, D] of the tokens fed into their cells; returns the whole buffers."""
         if self.keys is None or self.values is None:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         feed = self._cache.feed
         self.keys[feed.slots, :, feed.positions] = key_states[0].transpose(0, 1)
         self.values[feed.slots, :, feed.positions] = value_states[0].transpose(0, 1)
@@ -202,15 +197,41 @@ def _slot_attention(
     unknown = [name for name in ("sliding_window", "softcap", "s_aux", "position_bias") if other.get(name) is not None]
     if unknown:
         raise ConfigurationError(f"{_RULE} {type(module).__name__} asks for {unknown}. {_WAY_OUT}")
-    if not feed.decoding:
-        parts = []
-        pieces = torch.split(query, [width for _, _, width in feed.rows], dim=2)
-        for row, (packed, (slot, start, width)) in enumerate(zip(pieces, feed.rows, strict=True)):
-            cells = slice(0, start + width)
-            mask = feed.mask(row, query.dtype)
-            own_key, own_value = key[slot : slot + 1, :, cells], value[slot : slot + 1, :, cells]
-            parts.append(sdpa_attention_forward(module, packed, own_key, own_value, mask, scaling=scaling)[0])
-        return torch.cat(parts, dim=1), None
+    attend = _attend_decoding if feed.decoding else _attend_to_contexts
+    return attend(query, key, value, feed, scaling), None
+
+
+def _attend_to_contexts(query: Tensor, key: Tensor, value: Tensor, feed: Feed, scaling: float | None) -> Tensor:
+    """Row by row, in blocks of queries that see the same cells but for a triangle."""
+    outputs, first = [], 0
+    for slot, start, width in feed.rows:
+        block = _QUERIES.get(query.device.type, width)
+        for begin in range(0, width, block):
+            end = min(width, begin + block)
+            cells, count = start + end, end - begin
+            own_key, own_value = key[slot : slot + 1, :, :cells], value[slot : slot + 1, :, :cells]
+            shared = query.shape[1] // key.shape[1]
+            causal = query.is_cuda and cells == count  # a context from its beginning: the kernel for that is fast on CUDA
+            mask = None if causal or count == 1 else feed.causal_mask(count, cells, query.dtype)
+            if shared > 1 and mask is not None and query.is_cuda:  # no fused kernel of CUDA takes a mask and heads that share keys
+                own_key, own_value, shared = own_key.repeat_interleave(shared, 1), own_value.repeat_interleave(shared, 1), 1
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    query[:, :, first + begin : first + end],
+                    own_key,
+                    own_value,
+                    attn_mask=mask,
+                    is_causal=causal and count > 1,
+                    scale=scaling,
+                    enable_gqa=shared > 1,
+                ).transpose(1, 2)
+            )
+        first += width
+    return torch.cat(outputs, dim=1)
+
+
+def _attend_decoding(query: Tensor, key: Tensor, value: Tensor, feed: Feed, scaling: float | None) -> Tensor:
+    """One query for each row."""
     _, heads, rows, size = query.shape
     grouped = query[0].transpose(0, 1).reshape(rows, key.shape[1], -1, size)  # [N, Hkv, H / Hkv, D]: heads that share keys together
     # One call over the slots as they lie is padded to the longest; a call for each row is not, but takes a moment each.
@@ -226,15 +247,12 @@ def _slot_attention(
             scale=scaling,
         ).index_select(0, feed.slots)
     else:
-        output = torch.cat(
-            [
-                F.scaled_dot_product_attention(
-                    one, key[slot : slot + 1, :, : start + 1], value[slot : slot + 1, :, : start + 1], scale=scaling
-                )
-                for one, (slot, start, _) in zip(torch.split(grouped, 1), feed.rows, strict=True)
-            ]
-        )
-    return output.reshape(1, rows, heads, -1), None
+        calls = [
+            F.scaled_dot_product_attention(one, key[slot : slot + 1, :, : start + 1], value[slot : slot + 1, :, : start + 1], scale=scaling)
+            for one, (slot, start, _) in zip(torch.split(grouped, 1), feed.rows, strict=True)
+        ]
+        output = torch.cat(calls)
+    return output.reshape(1, rows, heads, -1)
 
 
 AttentionInterface.register(_NAME, _slot_attention)

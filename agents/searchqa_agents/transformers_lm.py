@@ -27,8 +27,8 @@ _SHARED_AT_LEAST = 8
 """A row waits for another one's prompt, for one more forward pass, if it can take over more than so many tokens."""
 _COLLECTED_SHARE = 0.125
 """Written segments are handed over when they are this share of those asked for: earlier, and the environment is stepped for few; later, and slots idle."""
-_FEED_TOKENS = {"cpu": 1024}
-"""Tokens in one forward pass over contexts; more of them are no faster on a CPU, where they leave its caches."""
+_FEED_TOKENS = {"cpu": 2048}
+"""Tokens in one forward pass over contexts: a bound on memory; more of them are no faster on a CPU."""
 _FEED_TOKENS_OTHERWISE = 16_384
 
 
@@ -213,8 +213,7 @@ class TransformersSession(Session):
                         later.append(i)
                         continue
                 now.append(i)
-            for i, state in zip(now, self._feed_rows([slots[i] for i in now], [contexts[i] for i in now]), strict=True):
-                hidden[i] = state
+            hidden.update(zip(now, self._feed_rows([slots[i] for i in now], [contexts[i] for i in now]), strict=True))
             pending = later
         return torch.stack([hidden[i] for i in range(len(slots))])
 

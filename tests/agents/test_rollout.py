@@ -1,5 +1,6 @@
 """Rollouts: the tokens are the policy's and the environment's own, whatever way the environment is stepped."""
 
+import time
 from dataclasses import replace
 
 import gymnasium as gym
@@ -9,7 +10,7 @@ import torch
 from gymnasium.vector import VectorWrapper
 
 import searchqa_envs  # noqa: F401  # registers the ids
-from searchqa_agents.language_model import Sampling
+from searchqa_agents.language_model import Sampling, Session
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.policy import Policy
 from searchqa_agents.rollout import draw_questions, episode_seed, rollout
@@ -55,17 +56,111 @@ def make(num_envs, **arguments):
 
 def close(a, b):
     """Equal but for the rounding of log-probabilities, which differs between batch shapes."""
-    return replace(a, logprobs=None) == replace(b, logprobs=None) and np.allclose(a.logprobs, b.logprobs, atol=1e-5)
+    pairs = [(a.logprobs, b.logprobs), (a.sampling_logprobs, b.sampling_logprobs)]
+    same = all((x is None) == (y is None) and (x is None or np.allclose(x, y, atol=1e-5)) for x, y in pairs)
+    return same and replace(a, logprobs=None, sampling_logprobs=None) == replace(b, logprobs=None, sampling_logprobs=None)
 
 
-def test_trajectories_are_the_same_for_any_number_of_environments_and_by_plain_step(policy):
+@pytest.mark.parametrize("truncation", [{}, {"top_p": 0.9, "top_k": 40}])
+def test_trajectories_are_the_same_for_any_number_of_environments_and_by_plain_step(policy, truncation):
     questions = draw_questions(make(1).unwrapped.source, 15, seed=3, num_worlds=2)
-    reference = rollout(make(30), policy, questions, group_size=2, seed=4)
+    reference = rollout(make(64), policy, questions, group_size=2, seed=4, **truncation)
     assert len(reference) == 30
     assert len({len(t.turns) for t in reference}) > 1  # some end earlier than others
-    for venv in (make(4), VectorWrapper(make(7))):  # a wrapper hides step_at: plain reset and step
-        for a, b in zip(rollout(venv, policy, questions, group_size=2, seed=4), reference, strict=True):
+    for venv in (make(8), make(3), make(1), VectorWrapper(make(7))):  # a wrapper hides step_at: plain reset and step
+        for a, b in zip(rollout(venv, policy, questions, group_size=2, seed=4, **truncation), reference, strict=True):
             assert close(a, b)
+
+
+class Recording(VectorWrapper):
+    """Writes down which places are reset and stepped."""
+
+    def __init__(self, venv):
+        super().__init__(venv)
+        self.calls = []
+
+    def reset_at(self, indices, **arguments):
+        self.calls.append(("reset", list(indices)))
+        return self.env.reset_at(indices, **arguments)
+
+    def step_at(self, indices, segments):
+        self.calls.append(("step", list(indices)))
+        return self.env.step_at(indices, segments)
+
+
+class Slow(Session):
+    """Writes the segments of row 0 only when nothing else is left to write."""
+
+    def __init__(self, session):
+        self.session, self.waiting, self.released = session, None, []
+
+    def submit(self, rows, contexts, infos):
+        asked = list(zip(rows, contexts, infos, strict=True))
+        for one in [one for one in asked if one[0] == 0]:
+            asked.remove(one)
+            self.waiting = one
+        if asked:
+            self.session.submit(*zip(*asked, strict=True))
+
+    def collect(self):
+        written = self.session.collect()
+        if not written and self.waiting:
+            self.session.submit(*([value] for value in self.waiting))
+            self.waiting = None
+            return self.session.collect()
+        return written
+
+    def release(self, rows):
+        self.released += rows
+        self.session.release(rows)
+
+
+class SlowAgent:
+    returns_ids, returns_logprobs = True, False
+
+    def __init__(self, agent):
+        self.agent = agent
+
+    def start(self, seeds, sampling):
+        self.session = Slow(self.agent.start(seeds, sampling))
+        return self.session
+
+
+def test_nobody_waits_for_the_slowest():
+    venv = Recording(make(2, max_segment_tokens=48))
+    agent = SlowAgent(ScriptedAgent.for_env("oracle", venv))
+    done = []
+    trajectories = rollout(venv, agent, [0, 1, 2, 3], on_done=done.append)
+    assert trajectories == rollout(make(4, max_segment_tokens=48), agent.agent, [0, 1, 2, 3])
+    first_step_of_0 = venv.calls.index(("step", [0]))
+    assert venv.calls[:first_step_of_0].count(("reset", [1])) == 2  # place 1 began two more episodes before place 0 was answered once
+    assert done == [1, 2, 3, 4]
+    assert sorted(agent.session.released) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_after_an_error_in_the_middle_the_session_is_released_and_everything_can_be_used_again(policy, error):
+    class Breaking(Recording):
+        def step_at(self, indices, segments):
+            if len(self.calls) == 3:
+                self.calls.append(None)
+                raise error("stop")
+            return super().step_at(indices, segments)
+
+    sessions = []
+    start = policy.start
+    venv = Breaking(make(3))
+    questions = draw_questions(venv.unwrapped.source, 6, seed=1)
+    try:
+        policy.start = lambda *arguments: sessions.append(start(*arguments)) or sessions[-1]
+        with pytest.raises(error):
+            rollout(venv, policy, questions, seed=2)
+    finally:
+        del policy.start
+    assert sessions[0]._slot == {}
+    assert sessions[0].collect() == []
+    for a, b in zip(rollout(venv, policy, questions, seed=2), rollout(make(6), policy, questions, seed=2), strict=True):
+        assert close(a, b)
 
 
 def test_a_trajectory_holds_the_sampled_ids_and_the_environments_mask(policy):
@@ -132,12 +227,18 @@ def test_a_lost_back_end_is_recorded_and_the_other_episodes_go_on():
     assert other.backend_error
 
 
-def test_seconds_add_up_by_part_and_the_stamp_is_kept():
-    venv = make(3, max_segment_tokens=48)
-    for trajectory in rollout(venv, ScriptedAgent.for_env("oracle", venv), [0, 1, 2], stamp={"seed": 9}):
+def test_seconds_add_up_to_those_of_the_rollout_and_the_stamp_is_kept(policy):
+    venv = make(3)
+    questions = draw_questions(venv.unwrapped.source, 8, seed=1, num_worlds=1)
+    started = time.perf_counter()
+    trajectories = rollout(venv, policy, questions, stamp={"seed": 9})
+    elapsed = time.perf_counter() - started
+    for trajectory in trajectories:
         assert set(trajectory.seconds) == {"model", "search", "environment"}
-        assert all(value > 0 for value in trajectory.seconds.values())
+        assert all(value >= 0 for value in trajectory.seconds.values())
+        assert trajectory.seconds["model"] > 0
         assert trajectory.stamp == {"seed": 9}
+    assert sum(sum(trajectory.seconds.values()) for trajectory in trajectories) <= elapsed
 
 
 def test_environments_that_reset_themselves_are_refused(policy):
