@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -112,32 +113,38 @@ def comparison(
     Parameters
     ----------
     curves
-        For each algorithm, for each of its runs: pairs of step and exact match on training questions. Drawn as mean and range over the runs.
+        For each algorithm, for each of its runs: pairs of step and exact match on training questions. Drawn as mean and range, a panel for each.
     results
         For each algorithm, for each of its runs: exact match on held-out questions before and after. Drawn as a dot for each run.
     measure
         What the results are of, such as ``hops=2/sampled``.
     """
     colours = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(results)}
-    figure = Figure(figsize=(11, max(3.9, 1.6 + 0.34 * len(results))), dpi=140, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    for i, (label, runs) in enumerate(curves.items()):
-        by_step: dict[int, list[float]] = {}
-        for step, value in (point for run in runs for point in run):
-            by_step.setdefault(step, []).append(value)
-        if not by_step:
-            continue
-        steps = sorted(by_step)
-        means = [sum(by_step[step]) / len(by_step[step]) for step in steps]
-        style = "-" if i < len(PALETTE) else "--"
-        left.fill_between(
-            steps, [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps], color=colours[label], alpha=0.10, linewidth=0
-        )
-        left.plot(steps, means, color=colours[label], linewidth=1.7, linestyle=style)
-    left.set_ylim(-0.02, 1.02)
-    left.set_title("Exact match on training questions, sampled (mean and range over seeds)", fontsize=10, loc="left")
-    left.set_xlabel("step")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawn = {label: _mean_and_range(runs) for label, runs in curves.items() if any(runs)}
+    columns = max(1, math.ceil(math.sqrt(len(drawn))))
+    rows = max(1, math.ceil(len(drawn) / columns))
+    figure = Figure(figsize=(12, max(3.6, 1.2 + 1.5 * rows, 1.3 + 0.34 * len(results))), dpi=140, layout="constrained")
+    curves_part, results_part = figure.subfigures(1, 2, width_ratios=(1.35, 1))
+    panels = curves_part.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    lowest = min((low for points in drawn.values() for _, _, low, _ in points), default=0.0)
+    for panel, label in zip(panels, drawn, strict=False):
+        for other, points in drawn.items():  # the others in grey, to compare with
+            if other != label:
+                panel.plot([step for step, *_ in points], [mean for _, mean, *_ in points], color="#cfd2d6", linewidth=0.8)
+        steps, means, lows, highs = zip(*drawn[label], strict=True)
+        panel.fill_between(steps, lows, highs, color=colours[label], alpha=0.22, linewidth=0)
+        panel.plot(steps, means, color=colours[label], linewidth=1.8)
+        panel.set_title(label, fontsize=9 if len(label) < 22 else 6.5, loc="left", color=colours[label], fontweight="bold")
+        panel.set_ylim(max(-0.02, lowest - 0.05), 1.02)
+        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        panel.tick_params(labelsize=8, labelbottom=True)
+    for panel in panels[len(drawn) :]:
+        panel.set_visible(False)
+    curves_part.suptitle(
+        "Exact match on training questions, sampled: mean and range over seeds; the others in grey", fontsize=10, x=0.01, ha="left"
+    )
+    curves_part.supxlabel("step", fontsize=9)
+    right = results_part.subplots()
     order = sorted(results, key=lambda label: sum(after for _, after in results[label]) / len(results[label]))
     for row, label in enumerate(order):
         befores, afters = zip(*results[label], strict=True)
@@ -153,17 +160,27 @@ def comparison(
         tick.set_color(colours[label])
         tick.set_fontweight("bold")
     right.set_ylim(-0.7, len(order) - 0.3)
-    right.set_xlim(-0.02, 1.12)
+    right.set_xlim(-0.02, 1.18)
+    right.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     hops = f"{measure.partition('/')[0].removeprefix('hops=')}-hop " if measure and measure.startswith("hops=") else ""
-    right.set_title(f"Held-out {hops}questions, sampled: before ○, after ●", fontsize=10, loc="left")
-    right.set_xlabel("exact match; a dot for each seed, the mean beside it")
-    for axes, grid in ((left, "y"), (right, "x")):
+    right.tick_params(labelsize=8.5)
+    results_part.suptitle(f"Held-out {hops}questions, sampled: before ○, after ● (each seed)", fontsize=10, x=0.01, ha="left")
+    results_part.supxlabel("exact match", fontsize=9)
+    for axes, grid in (*((panel, "y") for panel in panels), (right, "x")):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis=grid, color="#e4e4e0", linewidth=0.8)
         axes.set_axisbelow(True)
     file = BytesIO()
     figure.savefig(file, format="png", facecolor="white")
     return file.getvalue()
+
+
+def _mean_and_range(runs: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float, float, float]]:
+    """For each step its number, and mean, lowest and highest over the runs."""
+    by_step: dict[int, list[float]] = {}
+    for step, value in (point for run in runs for point in run):
+        by_step.setdefault(step, []).append(value)
+    return [(step, sum(values) / len(values), min(values), max(values)) for step, values in sorted(by_step.items())]
 
 
 def headline(measures: Mapping[str, Mapping[str, float]]) -> str | None:

@@ -142,7 +142,7 @@ def algorithm_groups(runs: Sequence[Run]) -> dict[str, list[Run]] | None:
 
 
 def algorithm_table(groups: Mapping[str, Sequence[Run]]) -> tuple[str, list[str], list[list[str]]]:
-    """Title, columns and rows: for each algorithm the mean over its runs, and each run's value behind it."""
+    """Title, columns and rows: for each algorithm the means over its runs, and behind those of exact match each run's value."""
     from searchqa_agents.plots import headline
     from searchqa_agents.table import mean_and_each
 
@@ -151,18 +151,20 @@ def algorithm_table(groups: Mapping[str, Sequence[Run]]) -> tuple[str, list[str]
     hops = f"{prefix.partition('/')[0].removeprefix('hops=')}-hop " if prefix and prefix.startswith("hops=") else ""
     seeds = sorted({run.summary["seed"] for run in runs})
     title = f"By algorithm: {hops}held-out questions, sampled; mean and each run (seeds {', '.join(map(str, seeds))})"
-    columns = ["algorithm", "EM before", "EM after", "searches before", "searches after", "tokens", "seconds"]
+    columns = ["algorithm", "EM before", "EM after", "searches", "tokens", "seconds"]
     rows = []
     for label, group in groups.items():
         ordered = sorted(group, key=lambda run: int(run.summary["seed"]))
-        row = [label]
-        for metric in ("em", "searches"):
-            values = [[run.summary["measures"][when][f"{prefix}/{metric}"] for run in ordered] for when in ("before", "after")]
-            row += map(mean_and_each, values)
-        tokens = math.fsum(run.summary["tokens"] for run in ordered) / len(ordered)
-        seconds = math.fsum(run.summary["seconds_training"] for run in ordered) / len(ordered)
-        rows.append([*row, f"{tokens / 1e6:.2f} M", f"{seconds:.0f}"])
+        before, after = ([run.summary["measures"][when] for run in ordered] for when in ("before", "after"))
+        em = [mean_and_each([measures[f"{prefix}/em"] for measures in one]) for one in (before, after)]
+        searches = " → ".join(f"{_mean([measures[f'{prefix}/searches'] for measures in one]):.2f}" for one in (before, after))
+        tokens = f"{_mean([run.summary['tokens'] for run in ordered]) / 1e6:.2f} M"
+        rows.append([label, *em, searches, tokens, f"{_mean([run.summary['seconds_training'] for run in ordered]):.0f}"])
     return title, columns, rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def write_comparison(folder: Path, groups: Mapping[str, Sequence[Run]]) -> Path:

@@ -72,8 +72,8 @@ def test_algorithms_are_compared_where_runs_differ_in_algorithm_and_seed_only() 
     assert "seeds 0, 1" in title
     assert columns[0] == "algorithm"
     assert rows == [
-        ["grpo", "0.300", "0.850 (0.800 0.900)", "1.250", "2.000", "1.00 M", "61"],
-        ["ppo", "0.300", "0.700", "1.250", "2.000", "1.00 M", "61"],
+        ["grpo", "0.300", "0.850 (0.800 0.900)", "1.25 → 2.00", "1.00 M", "61"],
+        ["ppo", "0.300", "0.700", "1.25 → 2.00", "1.00 M", "61"],
     ]
 
 
