@@ -124,7 +124,8 @@ def comparison(
     columns = max(1, math.ceil(math.sqrt(len(drawn))))
     rows = max(1, math.ceil(len(drawn) / columns))
     figure = Figure(figsize=(12, max(3.6, 1.2 + 1.5 * rows, 1.3 + 0.34 * len(results))), dpi=140, layout="constrained")
-    curves_part, results_part = figure.subfigures(1, 2, width_ratios=(1.35, 1))
+    parts: Any = figure.subfigures(1, 2, width_ratios=(1.35, 1))
+    curves_part, results_part = parts
     panels = curves_part.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
     lowest = min((low for points in drawn.values() for _, _, low, _ in points), default=0.0)
     for panel, label in zip(panels, drawn, strict=False):

@@ -65,3 +65,12 @@ def test_a_log_gets_a_line_at_the_end_and_not_one_per_step(monkeypatch: pytest.M
         advance(1, "")
         advance(2, "")
     assert console.file.getvalue().splitlines()[1:] == ["each: 1/2", "each: 2/2"]  # type: ignore[attr-defined]
+
+
+def test_a_line_that_is_said_stands_by_itself_above_the_bar_and_in_a_log() -> None:
+    for console in (terminal(), Console(file=io.StringIO(), width=20)):
+        with progress("work", 3, console) as advance:
+            advance(1, "")
+            advance.say("Warning: [entropy] fell from 1 to 0.1, and so on and on")
+            advance(3, "")
+        assert "Warning: [entropy] fell from 1 to 0.1, and so on and on\n" in console.file.getvalue()  # type: ignore[attr-defined]
