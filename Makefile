@@ -52,9 +52,10 @@ $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.test
 	$(PIP) --editable '.[bench]'
 	@touch $@
 
-bench: $(VENV)/.bench ## measure: environment step, import time, training step, retrieval (needs SEARCHQA_DATA for the last)
+bench: $(VENV)/.bench ## measure: environment step, import time, rollout, training step, retrieval (needs SEARCHQA_DATA for the last)
 	$(BIN)/python tests/benchmarks/bench_environment.py
 	$(BIN)/python tests/benchmarks/bench_import.py
+	$(BIN)/python tests/benchmarks/bench_rollout.py
 	$(BIN)/python tests/benchmarks/bench_training_step.py
 	@if [ -n "$$SEARCHQA_DATA" ]; then $(BIN)/python tests/benchmarks/bench_retrieval.py --corpus "$$SEARCHQA_DATA/hotpotqa/corpus.jsonl.gz" \
 	  --questions "$$SEARCHQA_DATA/hotpotqa/questions.jsonl.gz"; else echo "bench_retrieval: set SEARCHQA_DATA to run it"; fi

@@ -198,10 +198,12 @@ class TransformersSession(Session):
     def _feed_contexts(self, slots: Sequence[int], contexts: Sequence[IntArray], new: Sequence[bool]) -> Tensor:
         """Feed what is new of each context; hidden states [rows, D] at the contexts' ends.
 
-        A new row whose context begins like another one's waits for that one, and copies its cells.
+        New rows with the same context are fed once; one whose context begins like another one's waits for that one, and copies its cells.
         """
+        first: dict[bytes, int] = {}
+        same = {i: first.setdefault(contexts[i].tobytes(), i) for i in range(len(slots)) if new[i]}
+        pending = [i for i in range(len(slots)) if same.get(i, i) == i]
         hidden: dict[int, Tensor] = {}
-        pending = list(range(len(slots)))
         while pending:
             now: list[int] = []
             later: list[int] = []
@@ -215,7 +217,11 @@ class TransformersSession(Session):
                 now.append(i)
             hidden.update(zip(now, self._feed_rows([slots[i] for i in now], [contexts[i] for i in now]), strict=True))
             pending = later
-        return torch.stack([hidden[i] for i in range(len(slots))])
+        for i, leader in same.items():
+            if i != leader:
+                self._cache.copy(slots[leader], slots[i], 0, len(contexts[i]))
+                self._known[slots[i]] = contexts[i]
+        return torch.stack([hidden[same.get(i, i)] for i in range(len(slots))])
 
     def _copy_known(self, slot: int, context: IntArray) -> None:
         """Copy cells from the slot that holds the longest beginning of ``context``."""

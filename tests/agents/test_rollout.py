@@ -1,7 +1,9 @@
 """Rollouts: the tokens are the policy's and the environment's own, whatever way the environment is stepped."""
 
+import runpy
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -279,3 +281,9 @@ def test_questions_are_drawn_without_repetition_and_by_seed():
     everything = draw_questions(source, len(source), seed=1)
     assert sorted(everything) == list(range(len(source)))
     assert len(draw_questions(source, len(source) + 5, seed=1)) == len(source) + 5
+
+
+def test_the_benchmark_runs(capsys):
+    path = Path(__file__).parents[1] / "benchmarks" / "bench_rollout.py"
+    runpy.run_path(str(path))["main"](["--quick"])
+    assert "of the floor" in capsys.readouterr().out
