@@ -87,7 +87,7 @@ def test_training_goes_on_with_the_tokenizer_of_the_checkpoint_it_starts_from(tm
     saved_policy(tmp_path / "policy", made)
     run = tmp_path / "run"
     assert main(["train", "recipe=smoke", f"start={tmp_path / 'policy'}", "env.num_worlds=20", "threads=1", f"run_dir={run}"]) == 0
-    checkpoint = run / "checkpoints" / "grpo-000002"
+    checkpoint = run / "checkpoints" / "train-000002"
     assert build_tokenizer(saved_tokenizer(checkpoint)).name == made.name
     assert page_tokenizer(run, json.loads((run / "stamp.json").read_text())) is not None
 
