@@ -277,7 +277,6 @@ class Floor:
         self.prefill = self.fed / prefill_rate(lm, clock, trajectories, least)
         self.decode = 0.0
         self.memory = 0.0
-        self.decoded = 0
         weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
         weights -= lm.model.get_input_embeddings().weight.numel() * next(lm.model.parameters()).element_size()
         config: Any = lm.model.config
@@ -290,7 +289,6 @@ class Floor:
             length = round(float(np.mean([(span.start + span.segment_end) / 2 for span in spans])))
             self.decode += steps * decode_seconds(lm, clock, setting.num_envs, length, least)
             self.memory += steps * (weights + setting.num_envs * length * cell) / rate
-            self.decoded += round(steps * setting.num_envs)
 
 
 def memory_rate(device: torch.device, clock: Clock, least: float) -> float:
@@ -338,7 +336,7 @@ def measure(setting: Setting, device: str, dtype: torch.dtype, repeats: int, *, 
                 (floor.prefill + floor.decode) / seconds,
                 floor.prefill,
                 floor.decode,
-                floor.memory_seconds / floor.decode,
+                floor.memory / floor.decode,
             )
         )
     return Result(*(median(column) for column in zip(*rounds, strict=True)))
