@@ -215,6 +215,13 @@ def test_dynamic_sampling_plays_other_questions_until_enough_groups_differ(rewar
     assert torch.equal(weights(policy), weights(make_policy())) == (rounds == 3)
 
 
+def test_dynamic_sampling_asks_no_question_twice_in_a_step():
+    venv = make_env(48, reward=no_reward, num_worlds=1)
+    size = len(venv.unwrapped.source)
+    _, _, _, played = run(venv=venv, steps=1, questions_per_step=size // 2 + 1, group_size=2, dynamic_sampling=2)
+    assert set(Counter(trajectory.question_id for trajectory in played[0]).values()) == {2}
+
+
 def test_dynamic_sampling_trains_only_on_groups_that_differ():
     groups = []
 
