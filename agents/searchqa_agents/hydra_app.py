@@ -199,7 +199,8 @@ def _with_sweep_folders(line: list[str]) -> list[str]:
         line.append(f"hydra.sweep.dir='{folder}'")
     overrides = OverridesParser.create().parse_overrides([word for word in line if not word.startswith("-") and "=" in word])
     swept = [override for override in overrides if override.is_sweep_override()]
-    plain = all(re.fullmatch(r"[\w.,:+~=-]{1,60}", override.input_line or "") for override in swept)
+    choices = [choice for override in swept for choice in (override.input_line or "?").split(",")]
+    plain = all(re.fullmatch(r"[\w.:+~=-]{1,60}", choice) for choice in choices)
     if swept and plain and "hydra.sweep.subdir" not in given:
         same = sorted({override.key_or_group for override in overrides} - {override.key_or_group for override in swept})
         same = [key for key in same if not key.startswith("hydra")]
