@@ -323,7 +323,7 @@ def test_every_algorithm_can_be_chosen_by_its_name(algorithm: str, capsys: pytes
 def test_the_jobs_of_a_long_sweep_are_named_by_what_differs() -> None:
     from searchqa_agents.hydra_app import _with_sweep_folders
 
-    algorithms = "algo=" + ",".join(sorted(known_algorithms()))
+    algorithms = "algo=" + ",".join(["sft", *sorted(known_algorithms())])
     assert len(algorithms) > 60
     assert "hydra.sweep.subdir=${hydra.job.override_dirname}" in _with_sweep_folders(["-m", algorithms, "seed=0,1"])
     assert not any("subdir" in word for word in _with_sweep_folders(["-m", "env.data_dir='a/b','c/d'"]))
