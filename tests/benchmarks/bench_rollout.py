@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -298,11 +298,10 @@ def memory_rate(device: torch.device, clock: Clock, least: float) -> float:
     return 2 * source.numel() * 4 / clock(lambda: target.copy_(source), least)
 
 
-@dataclass
-class Result:
-    """Medians over the rounds."""
+class Result(NamedTuple):
+    """Of a round; medians over the rounds."""
 
-    sampled: int
+    sampled: float
     rollout_seconds: float
     speedup: float
     of_floor: float
@@ -328,17 +327,7 @@ def measure(setting: Setting, device: str, dtype: torch.dtype, repeats: int, *, 
             tokens = regenerate(venv, lm, tokenizer.search_id, setting, repeat)
             speedup = (clock.now() - started) / tokens * sampled / seconds
         floor = Floor(lm, clock, setting, trajectories, least)
-        rounds.append(
-            (
-                sampled,
-                seconds,
-                speedup,
-                (floor.prefill + floor.decode) / seconds,
-                floor.prefill,
-                floor.decode,
-                floor.memory / floor.decode,
-            )
-        )
+        rounds.append(Result(sampled, seconds, speedup, (floor.prefill + floor.decode) / seconds, floor.memory / floor.decode))
     return Result(*(median(column) for column in zip(*rounds, strict=True)))
 
 
