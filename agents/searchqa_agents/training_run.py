@@ -33,6 +33,7 @@ from searchqa_agents.loading import (
     chosen_dtype,
     make_venv,
     missing_data,
+    published_set,
 )
 from searchqa_agents.lora import add_lora, has_lora
 from searchqa_agents.models import make_tiny_model
@@ -42,12 +43,14 @@ from searchqa_agents.policy import Policy
 from searchqa_agents.progress import Advance, progress
 from searchqa_agents.rollout import draw_questions
 from searchqa_agents.runs import Checkpoint, RunFolder, RunFolderError, list_checkpoints
-from searchqa_agents.settings import TrainSettings, WarmStartSettings, built, check_at_least
+from searchqa_agents.settings import EnvSettings, TrainSettings, WarmStartSettings, built, check_at_least
 from searchqa_agents.sft import SFTConfig, train_sft
 from searchqa_agents.supervised import SupervisedConfig, train_supervised
 from searchqa_agents.trainer import train
 from searchqa_agents.trajectory import Trajectory
+from searchqa_agents.transformers_lm import NotANumberError
 from searchqa_agents.warmup import WarmupConfig, train_warmup
+from searchqa_envs.datasets import DATASETS
 from searchqa_envs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -74,12 +77,19 @@ def prepare(settings: WarmStartSettings) -> None:
         built(AlarmConfig, settings.alarms)
         lora_arguments(settings)
         check_at_least(1, evaluation__questions=settings.evaluation.questions, keep_last=settings.keep_last)
+        settings.evaluation.split = settings.evaluation.split or held_out_split(settings.env)
     start = start_of(settings)
     if start is None:
         instead = "env=world, start=<checkpoint>" if isinstance(settings, TrainSettings) else "env=world"
         check_script("demonstrations", settings.demonstrations, settings.env, instead)
     else:
         settings.env.tokenizer = settings.env.tokenizer or checkpoint_tokenizer(start)
+
+
+def held_out_split(env: EnvSettings) -> str:
+    """What training is measured on: test, or dev of a published set that has questions to train on and dev, but no test."""
+    dataset = published_set(env)
+    return "dev" if dataset is not None and "test" not in DATASETS[dataset].sizes else "test"
 
 
 def algorithm_of(settings: TrainSettings) -> tuple[str, Any]:
@@ -272,10 +282,10 @@ class Training:
 
             try:
                 yield state, on_step, on_checkpoint
-            except TrainingDivergedError as error:
+            except (TrainingDivergedError, NotANumberError) as error:
                 group = "algo" if phase == "train" else phase
                 rate = getattr(self.settings, group).learning_rate
-                raise TrainingDivergedError(f"{error} {self.folder.way_on(f'{group}.learning_rate={rate / 2:g}')}") from error
+                raise type(error)(f"{error} {self.folder.way_on(f'{group}.learning_rate={rate / 2:g}')}") from error
 
     # -- measuring -----------------------------------------------------------------------------------------------------------------------
 

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 import searchqa_envs  # noqa: F401  # registers the ids
+from searchqa_agents.cli import main
 from searchqa_agents.demonstrations import demonstrate, fresh_demonstrations, recorded_demonstrations
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.optimisation import AdamW, Optimiser
 from searchqa_agents.policy import Policy
+from searchqa_agents.settings import EnvSettings
 from searchqa_agents.sft import SFTConfig, train_sft
+from searchqa_agents.training_run import held_out_split
 from searchqa_agents.warmup import WarmupConfig, WarmupError, copying_losses, repeated_chunks, train_warmup
 from searchqa_envs.errors import ConfigurationError
 
@@ -171,3 +174,18 @@ def test_a_frozen_policy_cannot_be_trained():
     policy.model.requires_grad_(False)
     with pytest.raises(ConfigurationError, match="no trainable parameters"):
         run_sft(SFT, policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "split"),
+    [("SearchQA-World-v0", "test"), ("SearchQA-NQ-v0", "test"), ("SearchQA-HotpotQA-v0", "dev"), ("SearchQA-Custom-v0", "test")],
+)
+def test_training_is_measured_on_the_split_that_a_set_holds_out(env_id, split):
+    assert held_out_split(EnvSettings(id=env_id)) == split
+
+
+@pytest.mark.data
+def test_training_on_real_questions_runs(tmp_path):
+    line = "env=hotpotqa env.tokenizer=world recipe=smoke start=shipped threads=1 evaluation.questions=4 algo=ppo"
+    assert main(["train", *line.split(), f"run_dir={tmp_path / 'run'}"]) == 0
+    assert '"measured_on": "dev"' in (tmp_path / "run" / "stamp.json").read_text()
