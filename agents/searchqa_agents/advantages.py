@@ -44,8 +44,7 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, *, normalise_std: bool 
     _require_flat(rewards=rewards, group_ids=group_ids)
     group, size = _groups(group_ids, rewards.dtype)
     alone = size == 1
-    mean = _group_means(rewards, group, size).masked_fill(alone, 0.0)
-    deviation = rewards - mean[group]
+    deviation = _deviations(rewards, group, size)
     if not normalise_std:
         return deviation
     variance = torch.zeros_like(size).index_add_(0, group, deviation.square()) / (size - 1).clamp(min=1)
@@ -72,8 +71,7 @@ def leave_one_out_advantages(rewards: Tensor, group_ids: Tensor) -> Tensor:
     _require_flat(rewards=rewards, group_ids=group_ids)
     group, size = _groups(group_ids, rewards.dtype)
     # r - (sum - r) / (n - 1) = (r - mean) n / (n - 1)
-    mean = _group_means(rewards, group, size).masked_fill(size == 1, 0.0)
-    return (rewards - mean[group]) * (size / (size - 1).clamp(min=1))[group]
+    return _deviations(rewards, group, size) * (size / (size - 1).clamp(min=1))[group]
 
 
 def discounted_returns(rewards: Tensor, sequence_ids: Tensor, gamma: float = 1.0) -> Tensor:
@@ -287,8 +285,12 @@ def _groups(group_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return group, torch.bincount(group).to(dtype)
 
 
-def _group_means(values: Tensor, group: Tensor, size: Tensor) -> Tensor:
-    return torch.zeros_like(size).index_add_(0, group, values) / size
+def _deviations(values: Tensor, group: Tensor, size: Tensor) -> Tensor:
+    """Each value minus the mean of its group, exactly 0 where a group's values are all equal; a group of one has the mean 0."""
+    # in float32 the mean of many equal values is not that value, and a tiny standard deviation would magnify the difference
+    exact = values.double()
+    mean = torch.zeros_like(size, dtype=torch.float64).index_add_(0, group, exact) / size
+    return (exact - mean.masked_fill(size == 1, 0.0)[group]).to(values.dtype)
 
 
 def _is_last(ids: Tensor) -> Tensor:

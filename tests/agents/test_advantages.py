@@ -42,6 +42,15 @@ def test_without_std_the_deviation_from_the_mean_is_left():
     assert group_advantages(rewards, torch.zeros(4, dtype=torch.int64), normalise_std=False).tolist() == [0.75, -0.25, -0.25, -0.25]
 
 
+@pytest.mark.parametrize("reward", [0.1, 0.3, 2 / 3, 0.7, 1.1])
+def test_rewards_that_are_equal_but_no_binary_fractions_have_advantage_exactly_zero(reward):
+    for size in range(2, 17):
+        rewards, groups = torch.full((size,), reward), torch.zeros(size, dtype=torch.int64)
+        assert not group_advantages(rewards, groups).any()
+        assert not leave_one_out_advantages(rewards, groups).any()
+        assert not state_group_advantages(rewards, torch.arange(size), groups, [()] * size).any()
+
+
 def test_equal_rewards_have_advantage_zero_and_a_group_of_one_has_its_reward():
     rewards = torch.tensor([0.7, 0.7, 0.7, 0.5], dtype=torch.float64)
     advantages = group_advantages(rewards, torch.tensor([0, 0, 0, 1]))
