@@ -36,7 +36,8 @@ class Batch(NamedTuple):
     policy_mask: Tensor
     """bool[N], False for environment tokens"""
     old_logprobs: Tensor
-    """float32[N] under the full softmax when the tokens were sampled; 0 for environment tokens"""
+    """float32[N] under the full softmax when the tokens were sampled; 0 for environment tokens. NaN where the sampler knew only
+    ``sampling_logprobs``, until :meth:`~searchqa_agents.learner.Learner.annotate` evaluates them"""
     weights: Tensor
     """float32[N], factor of each token's policy loss: how tokens are averaged, times importance weights"""
     sampling_logprobs: Tensor | None = None
@@ -61,18 +62,20 @@ TOKEN_FIELDS = (
 def make_batch(trajectories: Sequence[Trajectory], group_ids: Sequence[int], *, environment_tokens: bool = False) -> Batch:
     """The batch of trajectories that are all trainable and have log-probabilities; advantages are still missing.
 
+    Where some have ``sampling_logprobs``, the others' are their ``logprobs``: nothing was cut there.
+
     Raises
     ------
     ValueError
-        If a trajectory has no log-probabilities.
+        If a trajectory has neither kind of log-probabilities.
     """
     masks: list[NDArray[np.int8]] = []
     segments: list[NDArray[np.int64]] = []
     for trajectory in trajectories:
-        if trajectory.logprobs is None:
+        if trajectory.logprobs is None and trajectory.sampling_logprobs is None:
             raise ValueError(
                 f"Training needs log-probabilities of the sampled tokens; the trajectory of question {trajectory.question_id!r} has none. "
-                "Use a backend with returns_logprobs."
+                "Use a backend with returns_logprobs; a server that gives raw ones knows them at temperature 1 without top-p and top-k only."
             )
         length = len(trajectory.token_ids)
         first = trajectory.turns[0].start if trajectory.turns else length
@@ -81,9 +84,12 @@ def make_batch(trajectories: Sequence[Trajectory], group_ids: Sequence[int], *, 
         masks.append(mask)
         segments.append(np.searchsorted(ends, np.arange(length), side="right")[mask == 1])
 
-    def flat(name: str) -> Tensor:
-        parts = [getattr(trajectory, name)[mask == 1] for trajectory, mask in zip(trajectories, masks, strict=True)]
+    def flat(arrays: Sequence[NDArray[Any]]) -> Tensor:
+        parts = [array[mask == 1] for array, mask in zip(arrays, masks, strict=True)]
         return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0)
+
+    def full(t: Trajectory) -> NDArray[np.float32]:
+        return np.where(t.loss_mask == 1, np.float32(np.nan), np.float32(0)) if t.logprobs is None else t.logprobs
 
     counts = torch.tensor([int(mask.sum()) for mask in masks], dtype=torch.int64)
     cut = any(trajectory.sampling_logprobs is not None for trajectory in trajectories)
@@ -94,10 +100,10 @@ def make_batch(trajectories: Sequence[Trajectory], group_ids: Sequence[int], *, 
         group_ids=torch.tensor(list(group_ids), dtype=torch.int64),
         sequence_ids=torch.arange(len(trajectories)).repeat_interleave(counts),
         segment_ids=torch.from_numpy(np.concatenate(segments)) if segments else torch.empty(0, dtype=torch.int64),
-        policy_mask=flat("loss_mask").bool(),
-        old_logprobs=flat("logprobs"),
+        policy_mask=flat([trajectory.loss_mask for trajectory in trajectories]).bool(),
+        old_logprobs=flat([full(trajectory) for trajectory in trajectories]),
         weights=torch.ones(int(counts.sum())),
-        sampling_logprobs=flat("sampling_logprobs") if cut else None,
+        sampling_logprobs=flat([full(t) if t.sampling_logprobs is None else t.sampling_logprobs for t in trajectories]) if cut else None,
     )
 
 

@@ -44,6 +44,14 @@ def test_log_probabilities_of_a_truncated_distribution_come_along(episode):
     assert make_batch([a], [0]).sampling_logprobs is None
 
 
+def test_where_the_sampler_knew_only_what_really_sampled_old_log_probabilities_are_left_to_be_evaluated(episode):
+    cut = np.array([0, -0.5, 0, -0.25], np.float32)
+    only = replace(episode([1], [3], [9], [4], sampling_logprobs=cut), logprobs=None)
+    batch = make_batch([only, episode([1], [5], logprobs=[-0.75])], [0, 1], environment_tokens=True)
+    assert batch.sampling_logprobs.tolist() == [-0.5, 0, -0.25, -0.75]
+    assert batch.old_logprobs.isnan().tolist() == [True, False, True, False]
+
+
 def test_trajectories_without_log_probabilities_are_refused(episode):
     with pytest.raises(ValueError, match="Use a backend with returns_logprobs"):
         make_batch([replace(episode([1], [2]), logprobs=None)], [0])
