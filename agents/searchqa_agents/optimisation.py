@@ -26,7 +26,7 @@ class TrainingDivergedError(SearchQAError, RuntimeError):
 
 
 class AdamW(NamedTuple):
-    """Settings of the optimiser and of its schedule. Weight decay is on every parameter, as in the published systems (verl, OpenRLHF's default)."""
+    """Settings of the optimiser and of its schedule. Weight decay is on every parameter, as in verl; OpenRLHF spares biases and norms."""
 
     learning_rate: float
     betas: tuple[float, float]
@@ -108,11 +108,12 @@ class Optimiser:
         )
 
     def apply(self, step: int, norm: Tensor, scale: float = 1.0) -> None:
-        """Clip gradients of this ``norm``, apply and clear them."""
-        for group in self.adamw.param_groups:
-            group["lr"] = self.learning_rate(step) * scale
-        torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), self.settings.max_grad_norm, norm)
-        self.adamw.step()
+        """Clip gradients of this ``norm``, apply and clear them. Where all are 0 nothing changes, by momentum or weight decay neither."""
+        if norm > 0:
+            for group in self.adamw.param_groups:
+                group["lr"] = self.learning_rate(step) * scale
+            torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), self.settings.max_grad_norm, norm)
+            self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
 
 

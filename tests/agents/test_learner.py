@@ -218,6 +218,14 @@ def test_where_sampling_was_cut_the_weights_compare_new_log_probabilities_with_w
     assert torch.allclose(weights, (expected - batch.sampling_logprobs).exp().clamp(max=2.0), atol=1e-5)
 
 
+def test_old_log_probabilities_that_the_sampler_did_not_know_are_evaluated():
+    known = make_test_batch(truncated=True)
+    unknown = known._replace(old_logprobs=torch.full_like(known.old_logprobs, torch.nan))
+    expected, annotated = (Learner(make_policy(), AlgorithmConfig()).annotate(batch) for batch in (known, unknown))
+    assert torch.equal(annotated.old_logprobs, expected.old_logprobs)
+    assert torch.equal(annotated.sampling_logprobs, known.sampling_logprobs)
+
+
 def test_bfloat16_autocast_is_near_float32_with_float32_losses_and_weights():
     batch = make_test_batch(environment_tokens=True)
     results = []
@@ -271,6 +279,19 @@ def test_the_critic_has_its_own_learning_rate_and_clipping():
 
 def _weights(learner):
     return (learner.policy.model, "model.norm.weight"), (learner.critic, "trunk.norm.weight")
+
+
+def test_gradients_that_are_all_zero_change_no_weight_by_momentum_or_decay():
+    weight = torch.nn.Parameter(torch.ones(2))
+    settings = AdamW(0.1, (0.9, 0.98), 0.5, warmup_steps=0, final_fraction=1.0, total_steps=9, max_grad_norm=1.0)
+    optimiser = Optimiser({"weight": weight}, settings)
+    weight.grad = torch.ones(2)
+    optimiser.update(0, torch.zeros(()))
+    before = weight.detach().clone()
+    weight.grad = torch.zeros(2)
+    assert optimiser.update(1, torch.zeros(())) == 0
+    assert torch.equal(weight, before)
+    assert weight.grad is None
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -7,7 +7,7 @@ Schulman et al. 2017 (arXiv 1707.06347), for language models as in InstructGPT (
 - An episode has one reward, at its end, and no value is taken over from beyond it, whether it terminated or was truncated.
 - One update per rollout by default, so that ratios are 1; ``update_epochs`` and ``num_minibatches`` give more.
 - KL from the policy as training begins is subtracted from each token's reward (k1, as InstructGPT does) where ``kl_coef`` is above 0.
-- Advantages are whitened over all steps of the rollout, not of a minibatch.
+- Advantages are whitened over all tokens of the rollout, not of a minibatch.
 
 Search-R1's setting in these terms: ``environment_tokens=True`` (its critic, GAE and whitening see the environment's tokens, its policy loss
 and KL do not), ``questions_per_step=512, group_size=1, num_minibatches=2, clip_coef=0.2, value_clip_coef=0.5, gamma=1, lam=1, kl_coef=0.001,
@@ -42,13 +42,13 @@ class PPOConfig(AlgorithmConfig):
     credit: Literal["token", "turn"] = "token"
     """what a step is: a token, or a whole segment"""
     whiten: bool = True
-    """shift and scale the rollout's advantages to mean 0 and variance 1"""
+    """shift and scale the advantages of the rollout's tokens to mean 0 and variance 1"""
     value_coef: float = 1.0
     """weight of the critic's loss; it matters where the critic shares the policy's trunk"""
     value_clip_coef: float | None = 0.5
     """the critic's values are clipped to within this of those of the rollout; null: no clip"""
     critic_warmup: int = 0
-    """steps at the beginning in which only the critic learns"""
+    """steps at the beginning in which only the critic learns; of a shared one that is the trunk too"""
     environment_tokens: bool = False
     """critic, GAE and whitening see environment tokens too, as in Search-R1; the policy's loss and KL never do"""
     kl_in: Literal["loss", "reward"] = "reward"
