@@ -127,11 +127,11 @@ def write_config(folder: RunFolder, config: DictConfig) -> None:
 
 
 def check_config(path: Path, config: DictConfig) -> None:
-    """Refuse the folder of a run with another environment, algorithm or seed: its numbers must not be mixed with these."""
+    """Refuse the folder of a run with another environment, algorithm, seed or evaluation: its numbers must not be mixed with these."""
     file = path / "config.yaml"
     if file.exists():
         now, before = _resolved(config), _resolved(OmegaConf.load(file))
-        different = [key for key in ("env", "seed", "agent", "start", "lora") if before.get(key) != now.get(key)]
+        different = [key for key in ("env", "seed", "agent", "start", "lora", "evaluation") if before.get(key) != now.get(key)]
         if _algorithm_name(before) not in (None, _algorithm_name(now)):
             different.append("algo")
         if different:

@@ -267,7 +267,9 @@ class RunFolder:
         best = max(scored, key=lambda checkpoint: checkpoint.score or 0.0).path if scored else None
         for checkpoint in checkpoints[: -self.keep_last]:
             if not checkpoint.keep and checkpoint.path != best:
-                shutil.rmtree(checkpoint.path)
+                removed = self._checkpoint_dir / f".partial-removed-{checkpoint.path.name}"
+                os.replace(checkpoint.path, removed)  # half a checkpoint must not look like one
+                shutil.rmtree(removed)
 
     def rewind(self, checkpoint: Checkpoint | None) -> None:
         """Before going on from a checkpoint (None: from the beginning): drop the lines of the steps that will be taken again."""

@@ -126,6 +126,22 @@ def test_the_last_two_the_best_and_the_kept_checkpoints_stay(tmp_path: Path) -> 
     ]
 
 
+def test_a_checkpoint_whose_removal_was_cut_short_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: Path, **options: object) -> None:
+        (path / "weights").unlink()
+        raise KeyboardInterrupt
+
+    with RunFolder(tmp_path, keep_last=1) as folder:
+        folder.save_checkpoint("grpo", 5, fill("five"))
+        monkeypatch.setattr("searchqa_agents.runs.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.save_checkpoint("grpo", 10, fill("ten"))
+    monkeypatch.undo()
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [10]
+    with RunFolder(tmp_path):
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["grpo-000010"]
+
+
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as folder:
         folder.save_checkpoint("grpo", 5, fill("old"))
@@ -234,6 +250,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
 def test_a_folder_of_another_seed_is_refused(whole_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMOKE, f"run_dir={whole_run}", "seed=1"]) == 1
     assert "another seed" in capsys.readouterr().err
+    assert main(["train", f"resume={whole_run}", "evaluation.questions=7"]) == 1  # after would not be measured as before was
+    assert "another evaluation" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_a_run_can_be_evaluated_and_started_from(
