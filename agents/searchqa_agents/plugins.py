@@ -42,6 +42,7 @@ def load_plugins(plugins: Sequence[str]) -> None:
     """
     import searchqa_agents.algorithms  # noqa: F401, registers our own
     from searchqa_agents.algorithm import ALGORITHMS
+    from searchqa_agents.config_help import options
 
     for plugin in plugins:
         before = dict(ALGORITHMS)
@@ -50,10 +51,9 @@ def load_plugins(plugins: Sequence[str]) -> None:
         else:
             _import_module(plugin)
         taken = [name for name, algorithm in before.items() if ALGORITHMS.get(name) is not algorithm]
-        if "sft" in ALGORITHMS:
-            taken.append("sft")
-            del ALGORITHMS["sft"]
+        taken += [name for name in options("algo") if name in ALGORITHMS and name not in before]  # settings of another algorithm, or sft
         if taken:
+            ALGORITHMS.clear()
             ALGORITHMS.update(before)
             raise PluginError(
                 f"{plugin} registers the name {taken[0]!r}, which another algorithm has. Choose another name in its register(...)."

@@ -122,6 +122,7 @@ def test_a_wrong_line_is_explained_with_exit_code_2(
         (["train", "recipe=smoke", "plugins=[raises.py]"], "raises.py cannot be imported: ZeroDivisionError: division by zero."),
         (["train", "recipe=smoke", "plugins=[imports.py]"], "imports.py cannot be imported: ModuleNotFoundError"),
         (["train", "recipe=smoke", "plugins=[clashes.py]"], "clashes.py registers the name 'grpo', which another algorithm has"),
+        (["train", "recipe=smoke", "plugins=[hidden.py]"], "hidden.py registers the name 'dapo', which another algorithm has"),
         (["train", "recipe=smoke", "dtype=float16"], "dtype must be float32 or bfloat16"),
         (
             ["train", "recipe=smoke", "start=shipped", "lora={ranks: 3}"],
@@ -142,6 +143,7 @@ def test_a_run_that_cannot_be_says_why_with_exit_code_1(
     (tmp_path / "imports.py").write_text("import no_such_module\n")
     clashes = "from searchqa_agents.algorithm import Algorithm, register\nfrom searchqa_agents.algorithms.grpo import *\n"
     (tmp_path / "clashes.py").write_text(clashes + "register(Algorithm('grpo', GRPOConfig, advantages, loss))\n")
+    (tmp_path / "hidden.py").write_text(clashes + "register(Algorithm('dapo', GRPOConfig, advantages, loss))\n")
     row = {"id": "q1", "question": "Who?", "golden_answers": ["Ada"]}
     (tmp_path / "questions.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"id": "p1", "title": "Ada", "text": "A person."}) + "\n")
