@@ -168,6 +168,7 @@ class ProcessGroup(Parallel):
 
     @torch.no_grad()
     def broadcast_weights(self, module: nn.Module) -> None:
+        dist.barrier(self._plain)  # process 0 may have trained alone for long
         for tensor in [*module.parameters(), *module.buffers()]:
             dist.broadcast(tensor, src=0)
 

@@ -235,7 +235,8 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     ``charts/episodic_return, charts/em, charts/f1, charts/searches, charts/invalid_turns`` are means over the episodes whose search back end
     answered, ``charts/reward_std`` the standard deviation of their rewards; ``charts/backend_errors`` counts the others. ``charts/sampled_tokens`` is a
     mean over episodes, ``charts/tokens`` the sum of all tokens sampled and read. ``charts/entropy`` is minus the mean log-probability of the
-    sampled tokens, an unbiased estimate of the entropy per token. ``time/model, time/search, time/environment`` are seconds, summed over the episodes.
+    sampled tokens, without top-p and top-k an unbiased estimate of the entropy per token. ``time/model, time/search, time/environment`` are
+    seconds, summed over the episodes.
     """
     whole = [t for t in trajectories if t.backend_error is None]
     metrics: dict[str, float] = {
