@@ -351,16 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} thread(s)"
     console = Console()
     table = Table(title=f"Rollout: {setting.num_envs} environments, {options.dtype}, {where}")
-    for column in (
-        "turns",
-        "vocabulary",
-        "tokens/s",
-        "times generate()",
-        "of the floor",
-        "floor: contexts",
-        "decoding",
-        "decoding against memory",
-    ):
+    for column in ("turns", "vocabulary", "tokens/s", "times generate()", "of the floor", "decode step, of the memory floor"):
         table.add_column(column, justify="right")
     bigger = [] if options.quick or options.shape != "small" else [replace(setting, shape=replace(setting.shape, vocab=65_536))]
     for one in (replace(setting, turns=2), setting, *bigger):
