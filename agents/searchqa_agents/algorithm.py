@@ -26,6 +26,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from torch import Tensor
 
 from searchqa_agents.batch import Batch
+from searchqa_agents.language_model import Sampling
 from searchqa_agents.losses import KLEstimator, TokenWeighting, clipped_policy_loss, entropy_bonus, kl_estimate, kl_penalised_rewards
 from searchqa_agents.policy import TokenStats
 from searchqa_envs.errors import ConfigurationError
@@ -190,6 +191,7 @@ def check_settings(algorithm: Algorithm[Any], config: AlgorithmConfig) -> None:
     for name in ("steps", "questions_per_step", "group_size", "dynamic_sampling", "update_epochs", "num_minibatches", "max_tokens"):
         if getattr(config, name) < 1:
             raise ConfigurationError(f"{name} must be at least 1; got {getattr(config, name)}.")
+    Sampling(1, (), config.temperature, config.top_p, config.top_k)  # raises here, not after a warm start
     if config.dynamic_sampling > 1 and config.group_size == 1:
         raise ConfigurationError("dynamic_sampling compares the rewards of a group: group_size must be at least 2; got 1.")
     if (config.token_weighting == "constant-length") != (config.constant_length is not None):

@@ -59,7 +59,7 @@ def train(
     Metrics, beside those of :func:`rollout_metrics`. Means over the step's updates: ``losses/policy_loss``, ``losses/approx_kl`` (k3 of the policy that
     sampled against the one being updated, nats per token; trajectories without advantage may count as 0), ``losses/grad_norm``, and with the
     algorithm ``losses/clipfrac, losses/kl, losses/entropy, losses/value_loss, losses/value_clipfrac, losses/critic_grad_norm``. Of the rollout:
-    ``charts/groups_with_spread`` (share of groups whose rewards differ), ``charts/trained_share`` (of the episodes: those with an advantage),
+    ``charts/groups_with_spread`` (share of groups whose rewards differ), ``charts/trained_share`` (of all episodes: those learned from, with an advantage),
     ``charts/explained_variance`` (of the returns, by the critic). Of the step: ``charts/updates`` (fewer than planned after an early stop on KL),
     ``charts/learning_rate``, ``time/rollout``, ``time/update``.
     """
@@ -91,7 +91,7 @@ def train(
                 batch = chosen.advantages(batch, config)
 
             # 3. update
-            metrics["charts/trained_share"] = len(with_advantage(batch)) / max(len(group_ids), 1)
+            metrics["charts/trained_share"] = len(with_advantage(batch)) / max(len(played), 1)
             metrics |= batch_metrics(batch, config) | _update(learner, chosen, batch, config, step, parallel)
 
         done = step + 1

@@ -36,13 +36,15 @@ class GSPOConfig(AlgorithmConfig):
     num_minibatches: int = 2
     """updates in each pass"""
 
+    def __post_init__(self) -> None:
+        if self.token_weighting != "token-mean":
+            raise ConfigurationError(
+                f"GSPO's loss is a mean over sequences by its formula: leave out token_weighting; got {self.token_weighting!r}."
+            )
+
 
 def advantages(batch: Batch, config: GSPOConfig) -> Batch:
     """Each episode's reward relative to its group, repeated to its tokens."""
-    if config.token_weighting != "token-mean":
-        raise ConfigurationError(
-            f"GSPO's loss is a mean over sequences by its formula: leave out token_weighting; got {config.token_weighting!r}."
-        )
     of_sequence = group_advantages(sequence_rewards(batch, config), batch.group_ids, normalise_std=config.normalise_std)  # [S]
     return batch._replace(advantages=of_sequence[batch.sequence_ids])
 

@@ -56,11 +56,15 @@ class PPOConfig(AlgorithmConfig):
     kl_estimator: KLEstimator = "k1"
     """how it is estimated; k1 is for the reward only"""
 
+    def __post_init__(self) -> None:
+        if self.credit == "turn" and self.environment_tokens:
+            raise ConfigurationError(
+                "With credit=turn the critic is read where segments begin: environment_tokens must be false; got true."
+            )
+
 
 def advantages(batch: Batch, config: PPOConfig) -> Batch:
     """GAE over tokens or over segments, whitened."""
-    if config.credit == "turn" and config.environment_tokens:
-        raise ConfigurationError("With credit=turn the critic is read where segments begin: environment_tokens must be false; got true.")
     values = batch.values
     assert values is not None
     rewards, sequence = token_rewards(batch, config), batch.sequence_ids
