@@ -29,6 +29,12 @@ CASES = {
     "ppo-separate": ("ppo", {"critic": "separate", "critic_learning_rate": 2e-3}),
     "ppo-shared": ("ppo", {"critic": "shared", "num_minibatches": 2, "gradient_checkpointing": True}),
     "ppo-lora": ("ppo", {"kl_coef": 0.1}),
+    "gigpo": ("grpo", {"credit": "turn"}),
+    "gspo": ("gspo", {}),
+    "raft": ("raft", {}),
+    "reinforce": ("reinforce", {}),
+    "reinforce_plus_plus": ("reinforce_plus_plus", {"baseline": "group"}),
+    "rloo": ("rloo", {}),
 }
 RUNS = ("grpo", "ppo-lora")
 """those of which a whole run is compared too"""
