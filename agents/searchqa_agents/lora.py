@@ -23,7 +23,8 @@ def add_lora(
 ) -> None:
     """From here on only new low-rank adapters of the policy's model are trained; at first they change nothing.
 
-    There is no dropout: it would make sampled and evaluated log-probabilities differ.
+    There is no dropout: it would make sampled and evaluated log-probabilities differ. Adapters of a bfloat16 model are float32, so that small steps
+    are not rounded away.
 
     Parameters
     ----------
@@ -57,6 +58,8 @@ def add_lora(
             raise ConfigurationError(
                 f"target_modules must name linear layers of the model; got {target_modules!r}. peft: {error}"
             ) from error
+    for adapter in (parameter for parameter in model.parameters() if parameter.requires_grad):
+        adapter.data = adapter.data.to(torch.promote_types(adapter.dtype, torch.float32))
     model.train(False)
 
 

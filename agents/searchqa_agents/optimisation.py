@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from searchqa_agents.trajectory import Trajectory
 from searchqa_envs.errors import ConfigurationError, SearchQAError
+
+logger = logging.getLogger(__name__)
 
 OnStep = Callable[[int, Mapping[str, float]], None]
 """Called after every step with the number of steps done and the metrics."""
@@ -61,6 +64,11 @@ class Optimiser:
         self._parameters = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         if not self._parameters:
             raise ConfigurationError("The policy has no trainable parameters; unfreeze some before training.")
+        if any(parameter.dtype == torch.bfloat16 for parameter in self._parameters.values()):
+            logger.warning(
+                "Weights in bfloat16 are trained: a step that is smaller than 1/512 of a weight is rounded away, at low learning rates nearly all "
+                "of them. Load the model in float32 (dtype=float32) and compute in bfloat16 (algo.precision=bfloat16), or train adapters (lora)."
+            )
         self.adamw = torch.optim.AdamW(
             self._parameters.values(),
             lr=settings.learning_rate,

@@ -374,6 +374,14 @@ def test_supervised_training_goes_on_with_the_generators_where_they_were():
     assert torch.equal(parameters["model.norm.weight"], weight)
 
 
+def test_training_weights_in_bfloat16_is_warned_of(caplog):
+    settings = AdamW(1e-6, (0.9, 0.98), 0.0, warmup_steps=0, final_fraction=1.0, total_steps=9, max_grad_norm=1.0)
+    Optimiser({"weight": torch.nn.Parameter(torch.ones(2))}, settings)
+    assert not caplog.records
+    Optimiser({"weight": torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}, settings)
+    assert "Load the model in float32" in caplog.text
+
+
 def test_a_frozen_policy_cannot_be_trained():
     policy = make_policy()
     policy.model.requires_grad_(False)

@@ -168,6 +168,23 @@ def test_the_seed_determines_the_adapters_and_the_global_generator_is_left_alone
     assert not torch.equal(states[0], states[2])
 
 
+def test_adapters_of_a_bfloat16_model_learn_in_small_steps(tmp_path):
+    policy, batch = make_policy(), make_batch()
+    policy.model.bfloat16()
+    before = {name: parameter.clone() for name, parameter in policy.model.named_parameters()}
+    add_lora(policy, rank=2)
+    trained = {name: parameter for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
+    first = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+    train(Learner(policy, AlgorithmConfig(learning_rate=1e-6)), batch, range(2))
+    matrices = [name for name in trained if "lora_A" in name]  # the first step moves B alone
+    assert all((trained[name] != first[name]).float().mean() > 0.5 for name in matrices)
+    others = {name.replace(".base_layer.", "."): p for name, p in policy.model.named_parameters() if name not in trained}
+    assert all(torch.equal(others[name], tensor) for name, tensor in before.items())
+    policy.save(tmp_path)
+    assert Policy.load(tmp_path, TOKENIZER, dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+
 def test_what_cannot_be_adapted_is_refused():
     policy = make_policy()
     for targets in (["lm_head"], ["q_proj", "embed_tokens"], ".*lm_head"):
