@@ -264,6 +264,7 @@ class Training:
         with progress(title, steps) as advance:
 
             def on_step(step: int, metrics: Mapping[str, float]) -> None:
+                latest.clear()  # a step whose back end was lost has no exact match
                 latest.update(metrics)
                 alarms = self._watch(step, metrics, advance) if phase == "train" else {}
                 self.folder.log(phase, step, {**metrics, **alarms})
