@@ -87,7 +87,7 @@ class AlgorithmConfig:
     kl_in: Literal["loss", "reward"] = "loss"
     """where that divergence counts"""
     kl_estimator: KLEstimator = "k3"
-    """how it is estimated; k1 is for the reward only"""
+    """how it is estimated; k1 is for the reward: in the loss its gradient is noise with mean 0"""
     kl_clamp: float | None = 10.0
     """bound of each token's estimate; null: none"""
     entropy_coef: float = 0.0
@@ -199,8 +199,6 @@ def check_settings(algorithm: Algorithm[Any], config: AlgorithmConfig) -> None:
             "constant_length must be given with token_weighting=constant-length and only then; "
             f"got token_weighting={config.token_weighting}, constant_length={config.constant_length}."
         )
-    if config.kl_coef and config.kl_in == "loss" and config.kl_estimator == "k1":
-        raise ConfigurationError("k1 in the loss has a gradient that is noise with mean 0: use kl_estimator=k2 or k3, or kl_in=reward.")
 
 
 def clipped_loss(

@@ -100,9 +100,11 @@ class Learner:
         for indices in self.micro_batches(batch):
             part = select(batch, indices)
             values = logprobs = reference = None
-            if anew or has_values:
+            if anew or (has_values and self.critic is None):
                 stats = self.evaluate(part)
                 logprobs, values = stats.logprob, stats.value
+            elif self.critic is not None:
+                values = self._values(self.critic, part)
             if has_reference:
                 with adapters_off(self.scorer) if self._reference is None else contextlib.nullcontext():
                     reference = self._evaluate(self._reference or self._trained, part).logprob
@@ -133,10 +135,13 @@ class Learner:
         stats = self._evaluate(self._trained, part)
         if self.critic is None:
             return stats
+        return stats._replace(value=self._values(self.critic, part))
+
+    def _values(self, critic: nn.Module, part: Batch) -> Tensor:
         forward = self.policy.lay_out(part.token_ids, part.token_masks, packed=self._packed)
         with self._precision():
-            value = self.critic(forward.input_ids, forward.position_ids, forward.chosen, self.config.gradient_checkpointing)
-        return stats._replace(value=value)
+            values: Tensor = critic(forward.input_ids, forward.position_ids, forward.chosen, self.config.gradient_checkpointing)
+        return values
 
     def _evaluate(self, policy: Policy, part: Batch) -> TokenStats:
         with self._precision():

@@ -156,8 +156,8 @@ def algorithm_table(groups: Mapping[str, Sequence[Run]]) -> tuple[str, list[str]
     for label, group in groups.items():
         ordered = sorted(group, key=lambda run: int(run.summary["seed"]))
         before, after = ([run.summary["measures"][when] for run in ordered] for when in ("before", "after"))
-        em = [mean_and_each([measures[f"{prefix}/em"] for measures in one]) for one in (before, after)]
-        searches = " → ".join(f"{_mean([measures[f'{prefix}/searches'] for measures in one]):.2f}" for one in (before, after))
+        em = [mean_and_each([measures.get(f"{prefix}/em", math.nan) for measures in one]) for one in (before, after)]
+        searches = " → ".join(f"{_mean([measures.get(f'{prefix}/searches', math.nan) for measures in one]):.2f}" for one in (before, after))
         tokens = f"{_mean([run.summary['tokens'] for run in ordered]) / 1e6:.2f} M"
         rows.append([label, *em, searches, tokens, f"{_mean([run.summary['seconds_training'] for run in ordered]):.0f}"])
     return title, columns, rows

@@ -310,7 +310,7 @@ def list_checkpoints(folder: str | os.PathLike[str]) -> list[Checkpoint]:
     """The complete checkpoints of a run, oldest first."""
     records = (Path(folder) / "checkpoints").glob("[!.]*/checkpoint.json")
     found = [Checkpoint(path=record.parent, **json.loads(record.read_text(encoding="utf-8"))) for record in records]
-    return sorted(found, key=lambda checkpoint: (checkpoint.created, checkpoint.step))
+    return sorted(found, key=lambda checkpoint: (checkpoint.metrics_lines, checkpoint.created))  # clocks can be set back
 
 
 def check_run_folder(folder: str | os.PathLike[str]) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from searchqa_agents.algorithm import Algorithm, AlgorithmConfig, Totals, check_settings, get_algorithm
 from searchqa_agents.batch import Batch, make_batch, select, to_device
+from searchqa_agents.language_model import LanguageModel
 from searchqa_agents.learner import Learner
 from searchqa_agents.losses import kl_estimate, token_weights, truncated_importance
 from searchqa_agents.optimisation import OnCheckpoint, OnStep, trainable
@@ -40,6 +41,7 @@ def train(
     state: Mapping[str, Any] | None = None,
     stamp: Mapping[str, Any] | None = None,
     parallel: Parallel | None = None,
+    sampler: LanguageModel | None = None,
 ) -> None:
     """Train ``policy`` in place on the questions of ``venv``.
 
@@ -55,6 +57,9 @@ def train(
         Stored with each trajectory.
     parallel
         The processes that train together; default: this one alone.
+    sampler
+        What plays the episodes where it is not ``policy`` itself, such as a :class:`~searchqa_agents.completion_server.CompletionServerLM` whose
+        weights you keep up with the policy's (from ``on_step``). With ``config.recompute_logprobs`` losses are weighted for the difference.
 
     Metrics, beside those of :func:`rollout_metrics`. Means over the step's updates: ``losses/policy_loss``, ``losses/approx_kl`` (k3 of the policy that
     sampled against the one being updated, nats per token; trajectories without advantage may count as 0), ``losses/grad_norm``, and with the
@@ -73,7 +78,7 @@ def train(
         # 1. play a group of episodes on each question
         started = time.perf_counter()
         base.set_progress(step + 1, config.steps)  # counted from 1, as ZeroSearch's curriculum does
-        played, kept, spread = _play(venv, policy, config, step, {**(stamp or {}), "train_step": step}, parallel)
+        played, kept, spread = _play(venv, sampler or policy, config, step, {**(stamp or {}), "train_step": step}, parallel)
         if on_rollout is not None:
             on_rollout(step, played)
         rollout_seconds = time.perf_counter() - started
@@ -103,7 +108,7 @@ def train(
 
 
 def _play(
-    venv: VectorEnv[Any, Any, Any], policy: Policy, config: AlgorithmConfig, step: int, stamp: Mapping[str, Any], parallel: Parallel
+    venv: VectorEnv[Any, Any, Any], sampler: LanguageModel, config: AlgorithmConfig, step: int, stamp: Mapping[str, Any], parallel: Parallel
 ) -> tuple[list[Trajectory], list[list[Trajectory]], float]:
     """All trajectories of a step, the groups to train on, and the share of all groups whose rewards differ.
 
@@ -122,7 +127,7 @@ def _play(
         trajectories = shared_rollout(
             parallel,
             venv,
-            policy,
+            sampler,
             questions,
             group_size=config.group_size,
             seed=episode_seed(config.seed, step, 2 * number + 1),
@@ -133,6 +138,8 @@ def _play(
         )
         groups += [trajectories[start : start + config.group_size] for start in range(0, len(trajectories), config.group_size)]
         kept = [[t for t in trainable(group) if t.loss_mask.any()] for group in groups]
+        if config.group_size > 1:  # of a group that lost its search back end there may be one left, with nothing to compare it with
+            kept = [group for group in kept if len(group) > 1]
         differing = [group for group in kept if len({t.reward for t in group}) > 1]
         if len(differing) >= config.questions_per_step:
             break
@@ -221,7 +228,8 @@ def batch_metrics(batch: Batch, config: AlgorithmConfig) -> dict[str, float]:
     metrics: dict[str, float] = {}
     mask = batch.policy_mask
     if batch.reference_logprobs is not None and config.kl_in == "reward":
-        metrics["losses/kl"] = float(kl_estimate(batch.old_logprobs[mask], batch.reference_logprobs[mask], config.kl_estimator).mean())
+        old, reference = batch.old_logprobs[mask], batch.reference_logprobs[mask]
+        metrics["losses/kl"] = float(kl_estimate(old, reference, config.kl_estimator, clamp=config.kl_clamp).mean())
     if batch.values is not None and batch.returns is not None:
         returns, errors = batch.returns[mask], (batch.returns - batch.values)[mask]
         if len(returns) > 1 and float(returns.var()) > 0:

@@ -29,6 +29,7 @@ VARIANTS = {
     "grpo": ("grpo", {}),
     "grpo, KL and entropy": ("grpo", {"kl_coef": 0.1, "entropy_coef": 0.02, "token_weighting": "sequence-mean"}),
     "dr. grpo": ("grpo", {"normalise_std": False, "token_weighting": "constant-length", "constant_length": 30}),
+    "grpo, k1 in the loss": ("grpo", {"kl_coef": 0.1, "kl_estimator": "k1"}),
     "dapo": ("grpo", {"clip_coef_high": 0.28}),
     "gigpo": ("grpo", {"credit": "turn", "gamma": 0.9, "omega": 0.7}),
     "gspo": ("gspo", {"clip_coef": 0.02, "clip_coef_high": 0.03, "kl_coef": 0.1, "kl_estimator": "k2"}),
@@ -386,7 +387,7 @@ def plain_gradients(config, learner, batch, name):
         loss = mean(-torch.minimum(ratio * advantages, ratio.clamp(1 - config.clip_coef, 1 + high) * advantages))
     if config.kl_coef and config.kl_in == "loss":
         difference = (padded(batch, batch.reference_logprobs) - logprob) * mask
-        kl = {"k2": difference**2 / 2, "k3": difference.exp() - 1 - difference}[config.kl_estimator]
+        kl = {"k1": -difference, "k2": difference**2 / 2, "k3": difference.exp() - 1 - difference}[config.kl_estimator]
         loss = loss + config.kl_coef * mean(kl)
     if config.entropy_coef:
         loss = loss - config.entropy_coef * mean(-(every.exp() * every).sum(-1))
@@ -546,7 +547,6 @@ def test_a_registered_algorithm_is_found_by_its_name():
         ("grpo", {"dynamic_sampling": 2, "group_size": 1}, "group_size must be at least 2"),
         ("grpo", {"token_weighting": "constant-length"}, "constant_length must be given"),
         ("grpo", {"constant_length": 3.0}, "constant_length must be given"),
-        ("grpo", {"kl_coef": 0.1, "kl_estimator": "k1"}, "use kl_estimator=k2 or k3, or kl_in=reward"),
         ("grpo", {"top_p": 0.0}, "0 < top_p <= 1"),
         ("gspo", {"token_weighting": "sequence-mean"}, "leave out token_weighting; got 'sequence-mean'"),
         ("ppo", {"credit": "turn", "environment_tokens": True}, "environment_tokens must be false"),

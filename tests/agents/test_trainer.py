@@ -3,7 +3,7 @@
 import io
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gymnasium as gym
 import numpy as np
@@ -15,9 +15,10 @@ from searchqa_agents.advantages import leave_one_out_advantages
 from searchqa_agents.algorithm import Algorithm, AlgorithmConfig, clipped_loss, get_algorithm
 from searchqa_agents.batch import make_batch
 from searchqa_agents.models import make_tiny_model
+from searchqa_agents.parallel import Parallel
 from searchqa_agents.policy import Policy
 from searchqa_agents.rollout import rollout
-from searchqa_agents.trainer import minibatches, rollout_metrics, totals_of, train
+from searchqa_agents.trainer import _play, minibatches, rollout_metrics, totals_of, train
 from searchqa_envs.errors import ConfigurationError
 from searchqa_retrievers import RetrieverUnavailable
 
@@ -192,6 +193,36 @@ def test_episodes_that_lost_their_search_back_end_are_not_trained_on():
     assert metrics[1]["charts/trained_share"] == 0
     assert metrics[1]["losses/grad_norm"] == metrics[1]["charts/updates"] == 0
     assert torch.equal(weights(policy), weights(make_policy()))
+
+
+def test_what_is_left_of_a_group_alone_is_not_trained_on():
+    """Its reward has nothing to be compared with; an episode that is a group by itself is another matter."""
+    lost = "The search back end was lost."
+
+    def left(group_size, backend_errors):
+        venv, policy = make_env(reward=some_reward), make_policy()
+        found = rollout(venv, policy, [0], group_size=group_size)
+        changed = [replace(t, reward=1.0, backend_error=lost if error else None) for t, error in zip(found, backend_errors, strict=True)]
+        config = get_algorithm("grpo").config(**{**SMALL, "questions_per_step": 1, "group_size": group_size})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("searchqa_agents.trainer.shared_rollout", lambda *_, **__: changed)
+            return [len(group) for group in _play(venv, policy, config, 0, {}, Parallel())[1]]
+
+    assert left(3, [True, False, True]) == []
+    assert left(3, [True, False, False]) == [2]
+    assert left(1, [False]) == [1]
+
+
+def test_another_sampler_plays_and_the_policy_learns():
+    """A sampler with other weights: the losses are weighted for the difference, and the first rollout is the sampler's."""
+    sampler, policy, venv, played = make_policy(seed=5), make_policy(), make_env(reward=some_reward), []
+    config = get_algorithm("grpo").config(**{**SMALL, "steps": 1, "recompute_logprobs": True})
+    train(policy, venv, "grpo", config, sampler=sampler, on_rollout=lambda _, trajectories: played.extend(trajectories))
+    other = run(steps=1)[3][0]
+    assert played != other
+    assert played == run(steps=1, policy=make_policy(seed=5))[3][0]
+    assert not torch.equal(weights(policy), weights(make_policy()))
+    assert torch.equal(weights(sampler), weights(make_policy(seed=5)))
 
 
 def test_retokenized_trajectories_are_refused():

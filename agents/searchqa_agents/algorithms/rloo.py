@@ -31,7 +31,7 @@ class RLOOConfig(AlgorithmConfig):
     kl_in: Literal["loss", "reward"] = "reward"
     """where the divergence from the policy as training begins counts"""
     kl_estimator: KLEstimator = "k1"
-    """how it is estimated; k1 is for the reward only"""
+    """how it is estimated; k1 is for the reward: in the loss its gradient is noise with mean 0"""
 
 
 def advantages(batch: Batch, config: RLOOConfig) -> Batch:
