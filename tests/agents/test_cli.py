@@ -387,7 +387,7 @@ def test_every_example_of_the_help_would_run(command: str, tmp_path: Path, monke
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    from searchqa_agents.settings import register
+    from searchqa_agents.settings import register, register_training
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEARCHQA_DATA", raising=False)
@@ -395,8 +395,11 @@ def test_every_example_of_the_help_would_run(command: str, tmp_path: Path, monke
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "overrides.yaml").write_text("[]\n")
     register()
+    register_training()
     with initialize_config_module("searchqa_conf", version_base="1.3"):
-        OmegaConf.save({"env": compose("play").env, "seed": 0, "start": "nothing"}, tmp_path / "runs" / "mine" / "config.yaml")
+        begun = compose("train")
+        begun = {"env": begun.env, "seed": 0, "start": "nothing", "evaluation": begun.evaluation}
+        OmegaConf.save(begun, tmp_path / "runs" / "mine" / "config.yaml")
     (tmp_path / "my_algorithm.py").write_text(MINE)
     monkeypatch.setattr("searchqa_agents.algorithm.ALGORITHMS", dict(known_algorithms()))
     lines = example_lines(command)
