@@ -1,4 +1,4 @@
-"""Spaces: sequences of token ids, and unicode text."""
+"""Spaces: sequences of token ids, contexts padded to one length, and unicode text."""
 
 from __future__ import annotations
 
@@ -70,6 +70,33 @@ class TokenSequence(spaces.Space[NDArray[np.int32]]):
 
     def __repr__(self) -> str:
         return f"TokenSequence({self.vocab_size}, {self.min_length}, {self.max_length})"
+
+
+class PaddedContext(spaces.Dict):
+    """Contexts of fixed shape: ``{"input_ids": int32[C], "attention_mask": int8[C]}``, padded on the left.
+
+    Libraries that make policies from spaces alone (Stable-Baselines3) learn here whose ids these are and what ends a segment.
+
+    Attributes
+    ----------
+    tokenizer
+        The tokenizer's name.
+    pad_id
+        The id that pads contexts on the left and segments on the right; no policy may choose it.
+    closers
+        The tags that end a segment.
+    """
+
+    def __init__(self, vocab_size: int, length: int, *, tokenizer: str, pad_id: int, closers: tuple[str, ...]) -> None:
+        super().__init__(
+            {
+                "input_ids": spaces.Box(0, vocab_size - 1, (length,), np.int32),
+                "attention_mask": spaces.Box(0, 1, (length,), np.int8),
+            }
+        )
+        self.tokenizer = tokenizer
+        self.pad_id = int(pad_id)
+        self.closers = closers
 
 
 class UnicodeText(spaces.Text):

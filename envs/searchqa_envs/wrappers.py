@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from searchqa_envs.env import SearchQAEnv
 from searchqa_envs.errors import ConfigurationError, EpisodeStateError
-from searchqa_envs.spaces import TokenSequence, UnicodeText
+from searchqa_envs.spaces import PaddedContext, TokenSequence, UnicodeText
 
 _CHARACTERS_PER_TOKEN = 256  # no token of a published tokenizer is longer
 
@@ -27,7 +27,8 @@ def _inner(env: gym.Env[Any, Any], wrapper: str) -> SearchQAEnv:
 class PaddedTokens(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Arrays of fixed shape, for Stable-Baselines3 and any library that needs them.
 
-    Observation: ``{"input_ids": int32[C], "attention_mask": int8[C]}``, padded on the left with ``pad_id`` to ``C = max_context_tokens``.
+    Observation: ``{"input_ids": int32[C], "attention_mask": int8[C]}``, padded on the left with ``pad_id`` to ``C = max_context_tokens``; its space is a
+    :class:`~searchqa_envs.spaces.PaddedContext`.
     Action: ``int64[L]`` of ``MultiDiscrete([vocab_size] * L)``, ``L = max_segment_tokens``, padded on the right with ``pad_id``; padding at the
     end is removed before the environment sees it. Over ``TokenLevel`` the action stays one token.
     """
@@ -38,11 +39,12 @@ class PaddedTokens(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         inner = _inner(env, "PaddedTokens")
         self._pad_id = inner.tokenizer.pad_id
         self._length = inner.rules.max_context_tokens
-        self.observation_space = spaces.Dict(
-            {
-                "input_ids": spaces.Box(0, inner.tokenizer.vocab_size - 1, (self._length,), np.int32),
-                "attention_mask": spaces.Box(0, 1, (self._length,), np.int8),
-            }
+        self.observation_space = PaddedContext(
+            inner.tokenizer.vocab_size,
+            self._length,
+            tokenizer=inner.tokenizer.name,
+            pad_id=self._pad_id,
+            closers=tuple(inner.rules.dialect.closers),
         )
         self._whole_segments = isinstance(env.action_space, TokenSequence)
         if self._whole_segments:
