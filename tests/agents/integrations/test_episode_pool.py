@@ -10,7 +10,7 @@ import pytest
 
 import searchqa_envs  # noqa: F401, registers the ids
 from searchqa_agents.integrations.episode_pool import EpisodePool, shared_pool
-from searchqa_envs.errors import InvalidSegmentError, ConfigurationError
+from searchqa_envs.errors import ConfigurationError, InvalidSegmentError
 from searchqa_retrievers import Hit, Passage
 
 
