@@ -18,6 +18,7 @@ from searchqa_agents.micro_batches import evaluated_length, length_sorted_batche
 from searchqa_agents.optimisation import AdamW, Optimiser, random_state, set_random_state
 from searchqa_agents.parallel import Parallel
 from searchqa_agents.policy import Policy, TokenStats
+from searchqa_envs.errors import ConfigurationError
 
 
 class Learner:
@@ -246,7 +247,14 @@ class Learner:
         return {name: tensor for name, tensor in weights.items() if name in trained} if self._lora else weights
 
     def load_state_dict(self, state: Mapping[str, Any]) -> int:
-        """Continue from what :meth:`state_dict` made; returns the number of steps done."""
+        """Continue from what :meth:`state_dict` made; returns the number of steps done.
+
+        Raises
+        ------
+        ConfigurationError
+            If the state has another critic, or a reference where these settings have none, or the other way round.
+        """
+        self._check_parts(state)
         weights = _beneath("model.", state["model"])
         if self._critic_optimiser is not None:
             if self.critic is None:
@@ -261,6 +269,18 @@ class Learner:
             self.parallel.load_module(self._reference.scorer, _beneath("model.", state["reference"]))
         set_random_state(state["random"])
         return int(state["steps_done"])
+
+    def _check_parts(self, state: Mapping[str, Any]) -> None:
+        own = "none" if self._critic_optimiser is None else "shared" if self.critic is None else "separate"
+        critic = state.get("critic")
+        saved = "none" if critic is None else "separate" if any(name.startswith("trunk.") for name in critic["model"]) else "shared"
+        reference = (self._reference is not None, "reference" in state)
+        if own != saved or reference[0] != reference[1]:
+            raise ConfigurationError(
+                f"A run goes on with the parts that it began with; these settings have critic {own!r} and "
+                f"{'a' if reference[0] else 'no'} reference model, the state has critic {saved!r} and {'a' if reference[1] else 'no'} reference "
+                "model. Resume with the same algo, algo.critic, and algo.kl_coef above 0 or not as before, or start a new run."
+            )
 
 
 def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:

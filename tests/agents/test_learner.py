@@ -387,3 +387,22 @@ def test_a_frozen_policy_cannot_be_trained():
     policy.model.requires_grad_(False)
     with pytest.raises(ConfigurationError, match="no trainable parameters"):
         Learner(policy, AlgorithmConfig())
+
+
+@pytest.mark.parametrize(
+    ("saved", "resumed"),
+    [
+        ({"has_critic": True}, {"has_critic": True, "critic": "separate"}),
+        ({"has_critic": True, "critic": "separate"}, {"has_critic": True}),
+        ({}, {"has_critic": True}),
+        ({"has_critic": True}, {}),
+        ({}, {"kl_coef": 0.1}),
+        ({"kl_coef": 0.1}, {}),
+    ],
+)
+def test_a_state_with_other_parts_is_refused_with_their_names(saved, resumed):
+    def make(has_critic=False, **settings):
+        return Learner(make_policy(), AlgorithmConfig(**settings), has_critic=has_critic)
+
+    with pytest.raises(ConfigurationError, match=r"these settings have critic .* the state has critic"):
+        make(**resumed).load_state_dict(make(**saved).state_dict(1))
