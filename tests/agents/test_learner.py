@@ -392,8 +392,8 @@ def test_a_frozen_policy_cannot_be_trained():
 @pytest.mark.parametrize(
     ("saved", "resumed"),
     [
-        ({"has_critic": True}, {"has_critic": True, "critic": "separate"}),
-        ({"has_critic": True, "critic": "separate"}, {"has_critic": True}),
+        ({"has_critic": True, "critic": "shared"}, {"has_critic": True, "critic": "separate"}),
+        ({"has_critic": True, "critic": "separate"}, {"has_critic": True, "critic": "shared"}),
         ({}, {"has_critic": True}),
         ({"has_critic": True}, {}),
         ({}, {"kl_coef": 0.1}),
