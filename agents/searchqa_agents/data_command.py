@@ -1,4 +1,4 @@
-"""``searchqa data``: list, download, verify and merge question sets."""
+"""``searchqa data``: list, download, verify and merge question sets; write them as rows for training engines."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="searchqa data",
-        description="Question sets: what is on this machine, download, check, merge.",
+        description="Question sets: what is on this machine, download, check, merge, rows for training engines.",
         epilog=_WHERE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -95,6 +95,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_data_dir(merge)
     merge.set_defaults(run=_merge)
+
+    rows = commands.add_parser(
+        "rows",
+        help="write questions as rows for verl or OpenRLHF",
+        description="Write one row for each question, which says where the question is found; the engine's rollout plays it in our environment. "
+        "The prompt in a row is for the engine's logs and length filters.",
+        epilog="Examples: searchqa data rows hotpotqa --split train --out train.parquet | "
+        "searchqa data rows world --option preset=medium --count 10000 --out world.parquet | "
+        "searchqa data rows custom --option questions=questions.jsonl --engine openrlhf --out train.jsonl",
+    )
+    rows.add_argument("name", metavar="NAME", help=f"world, custom, {names}")
+    rows.add_argument("--split", help="train, dev, test, extra or all; default: the set's own")
+    rows.add_argument("--engine", default="verl", help="verl (default) or openrlhf")
+    rows.add_argument("--out", type=Path, required=True, help="file to write: .parquet or .jsonl")
+    rows.add_argument("--count", type=int, help="only the first so many questions")
+    rows.add_argument("--dialect", default="search-r1", help="whose prompt stands in the rows: search-r1 (default), r1-searcher, zerosearch, bare")
+    rows.add_argument("--agent-name", default="searchqa", help="verl: the agent loop that plays them (default: searchqa)")
+    rows.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what only the world or a custom set takes (preset, hops, ..., questions); the environment must be given the same",
+    )
+    _add_data_dir(rows)
+    rows.set_defaults(run=_write_rows)
     return parser
 
 
@@ -231,6 +257,33 @@ def _merge(arguments: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     return 0
+
+
+def _write_rows(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from searchqa_agents.integrations.rows import question_rows, write_rows
+
+    rows = question_rows(
+        arguments.name,
+        arguments.split,
+        arguments.engine,
+        dialect=arguments.dialect,
+        agent_name=arguments.agent_name,
+        count=arguments.count,
+        data_dir=arguments.data_dir,
+        options=dict(_option(given) for given in arguments.option),
+    )
+    count = write_rows(rows, arguments.out)
+    Console().print(f"{count:,} rows for {arguments.engine} written to {arguments.out}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _option(given: str) -> tuple[str, str | int]:
+    key, separator, value = given.partition("=")
+    if not (key and separator and value):
+        raise ConfigurationError(f"--option must be KEY=VALUE, got {given!r}.")
+    return key, int(value) if value.isdecimal() else value
 
 
 def _labelled(given: str) -> tuple[str, str]:

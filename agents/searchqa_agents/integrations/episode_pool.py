@@ -19,8 +19,8 @@ class PooledEpisode:
 
     Attributes
     ----------
-    observation, info, reward, ended
-        As the environment last gave them: int32[T], its dict, the reward of that step, and whether the episode has ended.
+    observation, info, reward, ended, truncated
+        As the environment last gave them: int32[T], its dict, the reward of that step, whether the episode has ended, and whether by a budget.
     """
 
     def __init__(self, pool: EpisodePool, place: int) -> None:
@@ -30,11 +30,13 @@ class PooledEpisode:
         self.info: dict[str, Any] = {}
         self.reward = 0.0
         self.ended = False
+        self.truncated = False
 
     async def step(self, segment: ArrayLike) -> None:
         """Take a segment. Raises ``InvalidSegmentError`` for anything but ids of the vocabulary; the episode is then left as it was."""
         checked = self._pool.venv.rules.check_segment(segment)
-        self.observation, self.reward, terminated, truncated, self.info = await self._pool.ask(_Call(self._place, checked, None, None))
+        self.observation, reward, terminated, truncated, self.info = await self._pool.ask(_Call(self._place, checked, None, None))
+        self.reward, self.truncated = float(reward), bool(truncated)
         self.ended = bool(terminated or truncated)
 
 
