@@ -15,7 +15,7 @@ from searchqa_envs import ENV_IDS
 from searchqa_envs.configuration import build_source
 from searchqa_envs.dialects import get_dialect
 from searchqa_envs.errors import ConfigurationError
-from searchqa_envs.questions import Question, QuestionSource
+from searchqa_envs.questions import Question
 
 ENGINES = ("verl", "openrlhf")
 
@@ -59,19 +59,21 @@ def question_rows(
         raise ConfigurationError(f"engine must be one of {list(ENGINES)}; got {engine!r}.")
     if count is not None and count < 1:
         raise ConfigurationError(f"count must be at least 1; got {count}.")
+    prompt, system = ("bare", get_dialect("search-r1")) if dialect == "bare" else ("published", get_dialect(dialect))
     source = build_source(dataset, split, data_dir, options or {})
     env_id = next(name for name in ENV_IDS if name.lower() == f"searchqa-{dataset}-v0")
-    return _rows(source, engine, env_id, dialect, agent_name, len(source) if count is None else min(count, len(source)))
-
-
-def _rows(source: QuestionSource, engine: str, env_id: str, dialect: str, agent_name: str, count: int) -> Iterator[dict[str, Any]]:
-    prompt_name, system = ("bare", "search-r1") if dialect == "bare" else ("published", dialect)
-    split = str(source.stamp()["split"])
-    for index in range(count):
-        question = source[index]
-        prompt = get_dialect(system).render_question(prompt_name, question.question)
-        where = {"env_id": env_id, "split": split, "question_id": question.id, "index": index}
-        yield _ROWS[engine](source.name, question, prompt, where, agent_name)
+    place = {"env_id": env_id, "split": str(source.stamp()["split"])}
+    questions = (source[index] for index in range(len(source) if count is None else min(count, len(source))))
+    return (
+        _ROWS[engine](
+            source.name,
+            question,
+            system.render_question(prompt, question.question),
+            {**place, "question_id": question.id, "index": index},
+            agent_name,
+        )
+        for index, question in enumerate(questions)
+    )
 
 
 def _verl(name: str, question: Question, prompt: str, where: dict[str, Any], agent_name: str) -> dict[str, Any]:

@@ -39,9 +39,11 @@ _METRICS = ("em", "f1", "cover_em", "sub_em", "searches", "invalid_turns")
 """Those that every episode has; how many supporting titles were found is not known for every question."""
 
 
-@_engine.register("searchqa")  # type: ignore[untyped-decorator]
 class SearchQAAgentLoop(_engine.AgentLoopBase):  # type: ignore[misc]
     """One episode of a SearchQA environment for each row.
+
+    It gets its name from the file of agent loops. verl's decorator ``register`` would put a nameless set of defaults in the place of the file's entry
+    when this module is imported, which is after the file was read.
 
     Parameters
     ----------
@@ -184,9 +186,9 @@ def _extra_fields(pool: EpisodePool, info: Mapping[str, Any] | None, steps: list
 
 def _plain(env: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values of what Hydra passes, which is its own kind of mapping."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
-    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(dict(env)), resolve=True)
+    plain: dict[str, Any] = OmegaConf.to_container(env, resolve=True) if isinstance(env, DictConfig) else dict(env)
     return plain
 
 
