@@ -1,6 +1,7 @@
 # The two commands of the README are `make run` and `make test`. Each sets up what it needs, from nothing.
 PYTHON ?= python3
 VENV ?= .venv
+ENGINES ?= .venv-engines
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 # One busy core is faster than two that wait for each other; the commands set their own thread counts.
@@ -8,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check format bench checkpoint wheel clean
+.PHONY: help run test test-slow test-engines check format bench checkpoint wheel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -38,6 +39,13 @@ test: $(VENV)/.test ## run the tests (real questions too where SEARCHQA_DATA nam
 
 test-slow: $(VENV)/.test ## run the long tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+$(ENGINES)/.made: scripts/engines_environment.sh pyproject.toml | $(VENV)/.test
+	scripts/engines_environment.sh $(ENGINES) $(VENV)
+
+test-engines: $(ENGINES)/.made ## test the adapters for verl and OpenRLHF, in an environment of their own (about two minutes)
+	$(ENGINES)/bin/python -m pytest -m "slow or not slow" \
+	  $(addprefix tests/agents/integrations/test_,verl.py verl_scripts.py openrlhf.py absent_engines.py rows.py) $(ARGS)
 
 check: $(VENV)/.dev ## format check, lint, types
 	$(BIN)/ruff format --check .

@@ -31,4 +31,5 @@ pip=("$target/bin/python" -m pip install --disable-pip-version-check --quiet)
 # OpenRLHF pins deepspeed, flash-attn and another transformers; its agent interface needs none of them.
 "${pip[@]}" --no-deps 'openrlhf==0.11.2'
 "$target/bin/python" -c 'import openrlhf.utils.agent, verl.experimental.agent_loop, verl.trainer.ppo.v1' 2> /dev/null
+echo '*' > "$target/.gitignore"
 touch "$target/.made"

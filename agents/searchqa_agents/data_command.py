@@ -110,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     rows.add_argument("--engine", default="verl", help="verl (default) or openrlhf")
     rows.add_argument("--out", type=Path, required=True, help="file to write: .parquet or .jsonl")
     rows.add_argument("--count", type=int, help="only the first so many questions")
-    rows.add_argument("--dialect", default="search-r1", help="whose prompt stands in the rows: search-r1 (default), r1-searcher, zerosearch, bare")
+    rows.add_argument(
+        "--dialect", default="search-r1", help="whose prompt stands in the rows: search-r1 (default), r1-searcher, zerosearch, bare"
+    )
     rows.add_argument("--agent-name", default="searchqa", help="verl: the agent loop that plays them (default: searchqa)")
     rows.add_argument(
         "--option",

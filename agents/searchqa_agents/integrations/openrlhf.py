@@ -32,10 +32,10 @@ from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.huggingface import HuggingFaceTokenizer
 
 _REQUIREMENT = "openrlhf >=0.11,<0.12, in an environment of its own (scripts/engines_environment.sh makes one that is enough for tests)"
-_engine = engine_module("openrlhf.utils.agent", "openrlhf", _REQUIREMENT)
+_AgentExecutorBase: Any = engine_module("openrlhf.utils.agent", "openrlhf", _REQUIREMENT).AgentExecutorBase
 
 
-class SearchQAAgentExecutor(_engine.AgentExecutorBase):  # type: ignore[misc]
+class SearchQAAgentExecutor(_AgentExecutorBase):  # type: ignore[misc]
     """One episode of a SearchQA environment for each sample.
 
     Parameters

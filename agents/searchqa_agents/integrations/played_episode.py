@@ -117,7 +117,9 @@ async def _play_once(pool: EpisodePool, question_id: str, generate: Generate) ->
     if play.logprobs is not None:
         logprobs = np.zeros(len(mask), dtype=np.float32)
         logprobs[mask == 1] = play.logprobs
-    return PlayedEpisode(episode.observation, mask, prompt_length, logprobs, episode.reward, episode.info, episode.truncated, play.segments, play.seconds)
+    return PlayedEpisode(
+        episode.observation, mask, prompt_length, logprobs, episode.reward, episode.info, episode.truncated, play.segments, play.seconds
+    )
 
 
 async def _one_turn(pool: EpisodePool, episode: PooledEpisode, generate: Generate, play: _Play) -> None:

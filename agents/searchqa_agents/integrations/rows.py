@@ -118,7 +118,9 @@ def _write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ConfigurationError("Parquet files need pyarrow: pip install 'searchqa-gym[data]'. Or write .jsonl, which verl reads too.") from error
+        raise ConfigurationError(
+            "Parquet files need pyarrow: pip install 'searchqa-gym[data]'. Or write .jsonl, which verl reads too."
+        ) from error
     listed: Sequence[dict[str, Any]] = list(rows)
     parquet.write_table(pyarrow.Table.from_pylist(listed), path)
     return len(listed)

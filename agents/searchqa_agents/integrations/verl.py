@@ -30,8 +30,11 @@ from searchqa_agents.integrations.played_episode import EpisodeLostError, Genera
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.huggingface import HuggingFaceTokenizer
 
-_REQUIREMENT = "verl >=0.9,<0.10, in an environment of its own, for it needs an older transformers (scripts/engines_environment.sh makes one)"
-_engine = engine_module("verl.experimental.agent_loop.agent_loop", "verl", _REQUIREMENT)
+_REQUIREMENT = (
+    "verl >=0.9,<0.10, in an environment of its own, for it needs an older transformers (scripts/engines_environment.sh makes one)"
+)
+_engine: Any = engine_module("verl.experimental.agent_loop.agent_loop", "verl", _REQUIREMENT)
+_AgentLoopBase: Any = _engine.AgentLoopBase
 
 _GIVEN_BY_VERL = {"tools", "name"}
 """What verl's worker passes beside the arguments of ``AgentLoopBase``: its tools, and the entry's own name."""
@@ -39,7 +42,7 @@ _METRICS = ("em", "f1", "cover_em", "sub_em", "searches", "invalid_turns")
 """Those that every episode has; how many supporting titles were found is not known for every question."""
 
 
-class SearchQAAgentLoop(_engine.AgentLoopBase):  # type: ignore[misc]
+class SearchQAAgentLoop(_AgentLoopBase):  # type: ignore[misc]
     """One episode of a SearchQA environment for each row.
 
     It gets its name from the file of agent loops. verl's decorator ``register`` would put a nameless set of defaults in the place of the file's entry
@@ -59,7 +62,7 @@ class SearchQAAgentLoop(_engine.AgentLoopBase):  # type: ignore[misc]
     """
 
     def __init__(self, *, env: Mapping[str, Any] | None = None, num_envs: int = 512, retries: int = 1, **engine: Any) -> None:
-        known = set(inspect.signature(_engine.AgentLoopBase.__init__).parameters) | _GIVEN_BY_VERL
+        known = set(inspect.signature(_AgentLoopBase.__init__).parameters) | _GIVEN_BY_VERL
         if unknown := sorted(set(engine) - known):
             raise ConfigurationError(f"An agent loop takes env, num_envs and retries; got {unknown}. Correct its entry in the YAML file.")
         super().__init__(**engine)
@@ -87,9 +90,8 @@ class SearchQAAgentLoop(_engine.AgentLoopBase):  # type: ignore[misc]
             output = await self.server_manager.generate(
                 request_id=request_id, prompt_ids=context, sampling_params=dict(sampling), priority=int(priority)
             )
-            for name in ("min_global_steps", "max_global_steps"):
-                if output.extra_fields.get(name) is not None:
-                    steps.append(output.extra_fields[name])
+            versions = (output.extra_fields.get(name) for name in ("min_global_steps", "max_global_steps"))
+            steps.extend(version for version in versions if version is not None)
             if output.num_preempted is not None:
                 preempted.append(output.num_preempted)
             logprobs = (output.log_probs or []) if wants_logprobs else None
@@ -188,8 +190,8 @@ def _plain(env: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values of what Hydra passes, which is its own kind of mapping."""
     from omegaconf import DictConfig, OmegaConf
 
-    plain: dict[str, Any] = OmegaConf.to_container(env, resolve=True) if isinstance(env, DictConfig) else dict(env)
-    return plain
+    plain: Any = OmegaConf.to_container(env, resolve=True) if isinstance(env, DictConfig) else env
+    return dict(plain)
 
 
 @lru_cache(maxsize=8)
