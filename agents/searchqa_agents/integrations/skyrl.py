@@ -18,9 +18,10 @@ and rows of its data name ``env_class: searchqa`` and a ``question_id`` (:func:`
   a closing tag is not read here, but SkyRL trains on it.
 - ``generator.max_turns``: SkyRL hands it to the environment. Its default is 1. An argument ``max_turns`` of ours wins.
 
-What is exact, read in skyrl 0.3.0 and skyrl-gym 0.4.0: SkyRL keeps the ids that it sampled (mask 1) and encodes environment text by itself (mask 0). With the
-policy's tokenizer as ``tokenizer`` these are the ids that our environment has for it. Segments pass as text: the environment's own ids of them, by which
-its budgets are counted, may differ from those sampled. Without ``use_conversation_multi_turn`` SkyRL appends an end of sequence to every answer, with mask 1.
+What is exact, tried with the generator of skyrl 0.3.0 and a made-up engine: SkyRL keeps the ids that it sampled (mask 1) and encodes environment text by itself
+(mask 0). With the policy's tokenizer as ``tokenizer``, prompt and environment text are the ids that our environment has for them; but without
+``use_conversation_multi_turn`` SkyRL ends every episode with an end of sequence that nobody sampled, of mask 1 and log-probability 0, which carries the
+reward. Segments pass as text: the environment's own ids of them, by which it counts its budgets, may differ from those sampled.
 
 Not to be had: SkyRL drops no sample, so an episode whose search back end stays lost is an error that ends its run (go on from its last checkpoint). It tells
 environments nothing of its progress: schedules of reward and retriever stay at their beginning. Each search is a call of its own.
@@ -65,15 +66,22 @@ def register(env_id: str, *, name: str = ENV_CLASS, retries: int = 1, **argument
 
 
 def question_rows(
-    env_id: str, questions: Sequence[int | str] | None = None, *, name: str = ENV_CLASS, **arguments: Any
+    env_id: str, chosen: Sequence[int | str] | None = None, *, name: str = ENV_CLASS, **arguments: Any
 ) -> Iterator[dict[str, Any]]:
-    """Rows for a Parquet or JSON lines file that SkyRL's ``data.train_data`` or ``data.val_data`` names: indices or ids, default all questions.
+    """Rows for a Parquet or JSON lines file that SkyRL's ``data.train_data`` or ``data.val_data`` names.
 
     Each has the prompt that the environment will show (SkyRL leaves out rows by its length), its environment, split and question.
+
+    Parameters
+    ----------
+    env_id, name, arguments
+        See :func:`register`.
+    chosen
+        Indices or ids of questions; default: all.
     """
     rules = _shared_rules(env_id, arguments)
     source = rules.source
-    for one in range(len(source)) if questions is None else questions:
+    for one in range(len(source)) if chosen is None else chosen:
         question = source[source.index_of(one) if isinstance(one, str) else one]
         yield {
             "prompt": [{"role": "user", "content": _prompt(rules, question)}],

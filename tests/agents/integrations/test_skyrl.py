@@ -144,6 +144,12 @@ def test_rows_of_another_split_are_played_there(searchqa, tmp_path):
         make({**rows[0], "split": "dev"}).init([])
 
 
+def test_rows_of_questions_of_ones_own(searchqa):
+    searchqa()
+    [row] = question_rows("SearchQA-Custom-v0", **CUSTOM)
+    assert play(make(row), ANSWER)[1][-1]["reward"] == 1.0
+
+
 def test_system_messages_of_a_row_stay(searchqa):
     searchqa()
     system = {"role": "system", "content": "Be brief."}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -211,6 +215,31 @@ def test_samples_depend_on_seed_and_step(venv, step, tmp_path):
     other = make_trainer(tmp_path, make_rollout_func(venv), venv, seed=4)
     other.train()
     assert other.outputs[0]["completion_ids"] != first
+    twice = make_trainer(tmp_path, make_rollout_func(venv), venv, steps_per_generation=1, questions=[0, 0])
+    twice.train()
+    assert twice.state.global_step == 1
+    assert twice.outputs[0]["completion_ids"] != twice.outputs[1]["completion_ids"]  # two rollouts for one step
+
+
+def test_logprobs_are_those_of_the_distribution_that_was_sampled(venv, tmp_path):
+    """Cut by top-k: what is left has more mass."""
+    trainer = make_trainer(tmp_path, make_rollout_func(venv), venv, temperature=2.0, top_k=3)
+    trainer.train()
+    [output], [expected] = trainer.outputs, trainer.watch.logprobs
+    gains = [torch.tensor(found) - full for found, full in zip(output["logprobs"], expected, strict=True)]
+    sampled = torch.cat([gain[torch.tensor(mask) == 1] for gain, mask in zip(gains, output["env_mask"], strict=True)])
+    assert sampled.min() > -1e-4
+    assert sampled.max() > 0.01
+
+
+def test_ids_that_only_the_model_has_are_never_sampled(venv, tmp_path):
+    """The environment would not take them; models round the number of their ids up."""
+    model = LlamaForCausalLM.from_pretrained(shipped_checkpoint())
+    model.resize_token_embeddings(2 * TOKENIZER.vocab_size)
+    trainer = make_trainer(tmp_path, make_rollout_func(venv), venv, model=model, temperature=50.0)
+    trainer.train()
+    drawn = [max(ids) for ids in trainer.outputs[0]["completion_ids"]]
+    assert TOKENIZER.vocab_size / 2 < max(drawn) < TOKENIZER.vocab_size
 
 
 def test_progress_is_told_and_evaluation_has_its_own_environment(venv, tmp_path):
@@ -447,6 +476,64 @@ def test_the_processing_class_reads_ids_as_the_environment_does(tokenizer):
     same()
     with pytest.raises(ConfigurationError, match="embedded"):
         embedded_processing_class(theirs)
+
+
+# -- longer ones -------------------------------------------------------------------------------------------------------------------------------
+
+PROCESS = """
+import json, sys, torch
+from transformers import LlamaForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+import gymnasium as gym
+from searchqa_agents.integrations.trl import embedded_processing_class, environment_reward, make_rollout_func, question_rows
+from searchqa_agents.loading import shipped_checkpoint
+
+torch.set_num_threads(1)
+venv = gym.make_vec("SearchQA-World-v0", num_envs=4, autoreset_mode="DISABLED", hops=2)
+play, rows = make_rollout_func(venv), []
+
+def rollout_func(prompts, trainer):
+    output = play(prompts, trainer)
+    rows.extend(zip(prompts, output["completion_ids"]))
+    return output
+
+trainer = GRPOTrainer(
+    model=LlamaForCausalLM.from_pretrained(shipped_checkpoint()), reward_funcs=environment_reward,
+    args=GRPOConfig(
+        output_dir=sys.argv[1], max_steps=1, num_generations=8, per_device_train_batch_size=4, temperature=3.0, bf16=False, use_cpu=True,
+        save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=1, learning_rate=1e-3,
+    ),
+    train_dataset=question_rows(venv, [0]), processing_class=embedded_processing_class(venv.unwrapped.tokenizer), rollout_func=rollout_func,
+)
+trainer.train()
+weights = sum(parameter.double().sum().item() for parameter in trainer.model.parameters())
+with open(f"{sys.argv[1]}/{trainer.accelerator.process_index}.json", "w") as file:
+    json.dump([rows, trainer.state.log_history[0]["reward"], weights], file)
+"""
+
+
+@pytest.mark.slow
+def test_a_group_may_be_played_by_two_processes(tmp_path):
+    """Each plays its part of the group, with noise of its own; both take the same step."""
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path)]
+    subprocess.run(command, check=True, timeout=300, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    (first, reward, weights), (second, *others) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert others == [reward, weights]
+    assert len({prompt for prompt, _ in first + second}) == 1
+    assert len({tuple(ids) for _, ids in first + second}) == 8
+
+
+@pytest.mark.slow
+def test_exact_match_rises():
+    """The example, on questions on which nothing is reported."""
+    example = Path(__file__).parents[2] / "examples" / "trl_grpo.py"
+    command = [sys.executable, str(example), "--seed", "22", "--split", "dev"]
+    output = subprocess.run(command, check=True, timeout=1200, capture_output=True, text=True).stdout
+    result = json.loads(output.splitlines()[-1])
+    assert result["em_before"] < 0.5
+    assert result["em_after"] > 0.8
 
 
 # -- TRL's side of the contract --------------------------------------------------------------------------------------------------------------
