@@ -63,6 +63,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = model
         self.value_head: nn.Linear | None = None
+        self.value_detached = False
         self.register_buffer("banned", banned.to(next(model.parameters()).device), persistent=False)
         self._logits = logits
         self._plain = plain
@@ -95,7 +96,9 @@ class Scorer(nn.Module):
             logprob, entropy = checkpointed_token_stats(
                 hidden, targets, self._logits, temperature=temperature, entropy_gradient=entropy_gradient
             )
-        return logprob, entropy, None if self.value_head is None else values_of(self.value_head, hidden)
+        if self.value_head is None:
+            return logprob, entropy, None
+        return logprob, entropy, values_of(self.value_head, hidden.detach() if self.value_detached else hidden)
 
 
 def make_value_head(hidden_size: int, device: torch.device) -> nn.Linear:
@@ -218,11 +221,15 @@ class Policy(TransformersLM):
         """The tensors of one forward pass over these sequences."""
         return lay_out(token_ids, token_masks, self.tokenizer.pad_id, packed=packed, device=self.device)
 
-    def add_value_head(self) -> nn.Linear:
-        """Make ``evaluate`` give values too, from a value head on the policy's own trunk; it says 0 of every state until it is trained."""
+    def add_value_head(self, *, detached: bool = False) -> nn.Linear:
+        """Make ``evaluate`` give values too, from a value head on the policy's own trunk; it says 0 of every state until it is trained.
+
+        ``detached`` keeps the values' gradient out of the trunk.
+        """
         assert isinstance(self.scorer, Scorer)
         if self.scorer.value_head is None:
             self.scorer.value_head = make_value_head(self.model.config.hidden_size, self.device)
+        self.scorer.value_detached = detached
         return self.scorer.value_head
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -98,6 +98,15 @@ class PaddedContext(spaces.Dict):
         self.pad_id = int(pad_id)
         self.closers = closers
 
+    def __eq__(self, other: object) -> bool:
+        return (
+            super().__eq__(other)
+            and isinstance(other, PaddedContext)
+            and (self.tokenizer, self.pad_id, self.closers) == (other.tokenizer, other.pad_id, other.closers)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 class UnicodeText(spaces.Text):
     """Any str of at most ``max_length`` characters.
