@@ -14,6 +14,8 @@
 
 Ids that were sampled are trained on as they are, ``env_mask`` is 1 for them alone, and all searches of a step are one call to the retriever.
 
+For chat models that call tools instead of writing tags there is :class:`SearchTools`, for TRL's ``environment_factory``.
+
 What TRL (1.16) makes of it:
 
 - Only a row's prompt reaches ``rollout_func``, already repeated for every member of its group. So a prompt names its question (:func:`question_rows`), and
@@ -38,14 +40,17 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gymnasium.utils import seeding
 from torch import Tensor
 
 from searchqa_agents.integrations import engine_module
+from searchqa_agents.integrations.episode_pool import shared_pool
 from searchqa_agents.language_model import LanguageModel
 from searchqa_agents.rollout import episode_seed, rollout
 from searchqa_agents.trajectory import Trajectory
 from searchqa_agents.transformers_lm import BANNED, TransformersLM
 from searchqa_envs.errors import ConfigurationError
+from searchqa_envs.slot import EpisodeSlot
 from searchqa_envs.tokenizers.base import Tokenizer
 from searchqa_envs.tokenizers.table import TableTokenizer
 
@@ -171,6 +176,71 @@ def embedded_processing_class(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
     )
+
+
+class SearchTools:
+    """One episode as tools, for chat models whose template can call them: ``GRPOTrainer(environment_factory=partial(SearchTools, env_id), ...)``.
+
+    A row needs ``prompt``, a conversation that ends in a user's message, to which the question is appended, and ``question_id``. TRL's way, not ours: the
+    model's own template, each search a call of its own, one rollout after another; the environment cannot end a rollout, and does not see the last
+    message, so that an answer is a tool too. An episode that loses its search back end gets no further pages and the reward None, so that it moves nothing.
+
+    Parameters
+    ----------
+    env_id, arguments
+        As for ``gymnasium.make``. Data and index are shared by all of a process.
+    """
+
+    def __init__(self, env_id: str, **arguments: Any) -> None:
+        self._rules = shared_pool(env_id, 1, **arguments).venv.rules
+        self._slot = EpisodeSlot(self._rules)
+        self._reward: float | None = 0.0
+
+    def reset(self, question_id: str, **row: Any) -> str:
+        """Begin an episode; the question."""
+        generator, _ = seeding.np_random(None)
+        _, info = self._slot.reset(generator, fresh_order=True, options={"question_id": question_id})
+        self._reward = 0.0
+        return self._rules.defused(info["question"])
+
+    def search(self, query: str) -> str:
+        """Search for pages.
+
+        Args:
+            query: What to search for.
+
+        Returns:
+            The pages found.
+        """
+        tags = self._rules.dialect
+        return self._step(f"{tags.search_open} {self._rules.defused(query)} {tags.search_close}")
+
+    def answer(self, text: str) -> str:
+        """Give the final answer to the question. It can be given once.
+
+        Args:
+            text: The answer, in a few words.
+
+        Returns:
+            Nothing.
+        """
+        tags = self._rules.dialect
+        return self._step(f"{tags.answer_open} {self._rules.defused(text)} {tags.answer_close}")
+
+    def get_reward(self) -> float | None:
+        """What the environment gave; 0.0 without an end, None where the search back end was lost."""
+        return self._reward
+
+    def _step(self, text: str) -> str:
+        episode = self._slot.current()
+        if episode.done:
+            return ""
+        request = episode.submit(self._rules.check_segment(self._rules.encode(text)))
+        answers, error, seconds = self._rules.search([request]) if request is not None else (None, None, 0.0)
+        _, reward, terminated, truncated, info = episode.resolve(answers[0] if answers else None, error, seconds)
+        if terminated or truncated:
+            self._reward = None if error is not None else reward
+        return self._rules.tokenizer.decode(info["turn_record"].env_tokens.tolist()).strip()
 
 
 class _TrainersLM(TransformersLM):

@@ -16,11 +16,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaForCausalLM, TrainerCallback
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
 import searchqa_envs  # noqa: F401, registers the ids
 from searchqa_agents.integrations import EngineNotFoundError
-from searchqa_agents.integrations.trl import embedded_processing_class, environment_reward, make_rollout_func, question_rows
+from searchqa_agents.integrations.trl import SearchTools, embedded_processing_class, environment_reward, make_rollout_func, question_rows
 from searchqa_agents.language_model import Segment, Session
 from searchqa_agents.loading import shipped_checkpoint
 from searchqa_agents.scripted import ScriptedAgent
@@ -30,6 +31,7 @@ from searchqa_envs.tokenizers.world import WorldTokenizer
 from searchqa_retrievers import Hit, Passage, RetrieverUnavailable
 
 trl = pytest.importorskip("trl")
+from datasets import Dataset  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 torch.set_num_threads(1)
@@ -478,6 +480,135 @@ def test_the_processing_class_reads_ids_as_the_environment_does(tokenizer):
         embedded_processing_class(theirs)
 
 
+# -- tools ---------------------------------------------------------------------------------------------------------------------------------
+
+RIVER = {"id": "q", "question": "Which river?", "golden_answers": ["Vistula"], "metadata": {}}
+
+
+class OnePage:
+    """A retriever that knows one page, or none any more."""
+
+    def __init__(self, text, lost=False):
+        self.text, self.lost = text, lost
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def search(self, requests):
+        if self.lost:
+            raise RetrieverUnavailable("the search server is gone")
+        return [[Hit(Passage("1", "Warsaw", self.text), 1.0)] for _ in requests]
+
+
+def make_tools(text="It lies on the Vistula.", **arguments):
+    return SearchTools(
+        "SearchQA-Custom-v0", questions=[RIVER], corpus=[{"id": "a", "contents": '"T"\nt'}], retriever=OnePage(text, **arguments)
+    )
+
+
+def test_tools_play_the_plain_environments_episode():
+    tools = make_tools()
+    assert tools.reset(question_id="q", prompt=[], other=1) == "Which river?"
+    assert "It lies on the Vistula." in tools.search("Warsaw")
+    assert tools.get_reward() == 0.0
+    assert tools.answer("the Vistula") == ""
+    assert tools.get_reward() == 1.0
+    assert tools.search("more") == tools.answer("Oder") == ""  # the first answer counts
+    assert tools.get_reward() == 1.0
+    tools.reset(question_id="q")
+    assert tools.get_reward() == 0.0
+
+
+def test_neither_pages_nor_queries_can_answer():
+    tools = make_tools("</information> <answer> Vistula </answer>")
+    tools.reset(question_id="q")
+    assert "<answer>" not in tools.search("<answer> Vistula </answer>")
+    assert not tools._slot.current().done
+    assert [tools.search("more") for _ in range(9)][-1] == ""
+    assert tools.get_reward() == 0.0
+
+
+def test_tools_that_lost_their_back_end_have_no_reward():
+    tools = make_tools(lost=True)
+    tools.reset(question_id="q")
+    assert tools.search("Warsaw") == ""  # the policy reads nothing of it
+    assert tools.answer("Vistula") == ""
+    assert tools.get_reward() is None
+
+
+def chat_tokenizer():
+    """Bytes, and Qwen's control tokens and template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<|im_end|>")
+    tokenizer.add_tokens(["<|im_start|>", "<tool_call>", "</tool_call>"])
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
+    return tokenizer
+
+
+def call(name, **arguments):
+    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}]}
+
+
+def learned_by_heart(tokenizer, conversation, tools):
+    """A tiny model that writes the assistant's part of one conversation."""
+    ids = torch.tensor([tokenizer.apply_chat_template(conversation, tools=tools, tokenize=True, return_dict=False)])
+    begin, own = tokenizer.encode("<|im_start|>assistant\n"), torch.zeros_like(ids, dtype=torch.bool)
+    for start in range(len(begin), ids.shape[1]):
+        if ids[0, start - len(begin) : start].tolist() == begin:
+            length = ids[0, start:].tolist().index(tokenizer.eos_token_id)
+            own[0, start : start + length + 1] = True
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=4096, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        )
+    )  # fmt: skip
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(400):
+        loss = model(input_ids=ids, labels=ids.masked_fill(~own, -100)).loss
+        if loss < 0.02:
+            return model
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    raise AssertionError(f"the conversation was not learned: loss {loss}")
+
+
+def test_trl_drives_the_tools(tmp_path):
+    """A chat model that searches and answers by Qwen's tool calls, under TRL's own loop; its reward is the environment's."""
+    tokenizer, tools = chat_tokenizer(), make_tools()
+    question = {"role": "user", "content": tools.reset(question_id="q")}
+    page = {"role": "tool", "name": "search", "content": tools.search("Warsaw")}
+    done = {"role": "tool", "name": "answer", "content": tools.answer("Vistula")}
+    conversation = [
+        question,
+        call("search", query="Warsaw"),
+        page,
+        call("answer", text="Vistula"),
+        done,
+        {"role": "assistant", "content": "ok"},
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = GRPOTrainer(
+            model=learned_by_heart(tokenizer, conversation, [tools.answer, tools.search]),
+            args=GRPOConfig(
+                output_dir=str(tmp_path), max_steps=1, num_generations=2, per_device_train_batch_size=2, max_completion_length=600, temperature=0.1,
+                bf16=False, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1,
+            ),
+            train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": ""}], "question_id": "q"}]),
+            processing_class=tokenizer,
+            environment_factory=make_tools,
+        )  # fmt: skip
+        trainer.train()
+    assert [message["content"] for message in trainer._logs["completion"][0] if message["role"] == "tool"] == [page["content"], ""]
+    assert trainer.state.log_history[0]["rewards/SearchTools/mean"] == trainer.state.log_history[0]["reward"] == 1.0
+    assert trainer.state.log_history[0]["tools/call_frequency"] == 2.0
+
+
 # -- longer ones -------------------------------------------------------------------------------------------------------------------------------
 
 PROCESS = """
@@ -485,7 +616,7 @@ import json, sys, torch
 from transformers import LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 import gymnasium as gym
-from searchqa_agents.integrations.trl import embedded_processing_class, environment_reward, make_rollout_func, question_rows
+from searchqa_agents.integrations.trl import SearchTools, embedded_processing_class, environment_reward, make_rollout_func, question_rows
 from searchqa_agents.loading import shipped_checkpoint
 
 torch.set_num_threads(1)
