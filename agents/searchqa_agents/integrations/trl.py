@@ -26,7 +26,7 @@ What TRL (1.16) makes of it:
 - The log-probabilities returned are used only by the importance correction of ``use_vllm`` and by ``off_policy_mask_threshold``. A ``sampler`` of other
   weights than the trainer's is therefore not corrected for, unless one of them is on.
 - A reward of None in every reward function leaves a row out of its group's mean and standard deviation and out of the logged rewards, and its advantage
-  is 0. An ``env_mask`` of zeros leaves its tokens out of the loss and of the normaliser of ``dapo`` (the default), ``cispo`` and ``bnpo``; ``grpo``,
+  is 0. An ``env_mask`` of zeros leaves its tokens out of the loss and of the normaliser of ``dapo`` (the default), ``cispo``, ``vespo`` and ``bnpo``; ``grpo``,
   ``dr_grpo``, ``sapo`` and ``luspo`` still count the row in the number of rows they divide by. That is what happens to an episode that lost its search
   back end. TRL logs a long warning for it; reward functions of your own must return None where ``backend_error`` is not None.
 """

@@ -69,7 +69,7 @@ def own_logprobs(trainer, prompt_ids, completion_ids):
 
 
 def make_trainer(
-    folder, rollout_func, venv, *, model=None, change=lambda output: output, questions=None, rewards=environment_reward, **settings
+    folder, rollout_func, venv, *, model=None, change=lambda output: output, questions=None, processing_class=None, **settings
 ):
     """A trainer from the shipped checkpoint; ``outputs`` are what the rollout function gave, ``asked`` the prompts it got."""
     asked, outputs = [], []
@@ -85,7 +85,7 @@ def make_trainer(
         warnings.simplefilter("ignore")
         trainer = GRPOTrainer(
             model=model if model is not None else LlamaForCausalLM.from_pretrained(shipped_checkpoint()),
-            reward_funcs=rewards,
+            reward_funcs=environment_reward,
             args=GRPOConfig(
                 **{
                     "output_dir": str(folder), "per_device_train_batch_size": GROUP, "gradient_accumulation_steps": QUESTIONS, "num_generations": GROUP,
@@ -94,7 +94,7 @@ def make_trainer(
                 }
             ),
             train_dataset=question_rows(venv, named),
-            processing_class=embedded_processing_class(TOKENIZER),
+            processing_class=processing_class or embedded_processing_class(TOKENIZER),
             rollout_func=recorded,
             callbacks=[watch],
         )  # fmt: skip
@@ -545,6 +545,37 @@ def chat_tokenizer():
     tokenizer.add_tokens(["<|im_start|>", "<tool_call>", "</tool_call>"])
     tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
     return tokenizer
+
+
+def test_the_models_own_tokenizer_is_the_environments(tmp_path):
+    """As with a model of the hub: one object for both, whose chat template the environment's prompt follows."""
+    tokenizer = chat_tokenizer()
+    arguments = {
+        "questions": [RIVER],
+        "corpus": [{"id": "a", "contents": '"T"\nt'}],
+        "tokenizer": tokenizer,
+        "max_turns": 2,
+        "max_segment_tokens": 8,
+    }
+    venv = gym.make_vec("SearchQA-Custom-v0", num_envs=GROUP, autoreset_mode="DISABLED", **arguments)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, bos_token_id=None,
+            max_position_embeddings=4096,
+        )
+    )  # fmt: skip
+    trainer = make_trainer(tmp_path, make_rollout_func(venv), venv, model=model, questions=["q", "q"], processing_class=tokenizer)
+    trainer.train()
+    [output] = trainer.outputs
+    env = gym.make("SearchQA-Custom-v0", **arguments).unwrapped
+    observation, _ = env.reset(options={"question_id": "q"})
+    assert tokenizer.decode(observation).endswith("<|im_start|>assistant\n")
+    for row, ids in enumerate(output["completion_ids"]):
+        observation, _ = env.reset(options={"question_id": "q"})
+        assert output["prompt_ids"][row] == observation.tolist()
+        for segment in segments_of(ids, output["env_mask"][row]):
+            observation, *_ = env.step(segment)
+        assert observation.tolist() == output["prompt_ids"][row] + ids
 
 
 def call(name, **arguments):
