@@ -6,7 +6,12 @@
 # Machine 0 waits for the others and trains; the others serve until it ends. Under Slurm: `srun --ntasks-per-node=1 bash -c 'NODE_RANK=$SLURM_NODEID
 # NODES=$SLURM_NNODES HEAD=... scripts/verl/several_machines.sh grpo'`. Rows, model, agent loops, search data (SEARCHQA_DATA, exported here, because
 # Ray's workers inherit the environment of the machine's `ray start`) and this project must be there on every machine, at the same paths; a retriever
-# that is a server must be reachable from each. Never run on several machines by us.
+# that is a server must be reachable from each. `ray stop` at the end stops every Ray of this user on the machine.
+#
+# Ray's machines trust each other by a token, the same on each: RAY_AUTH_TOKEN, or the file ~/.ray/auth_token (`ray get-auth-token --generate`, then copy
+# it). RAY_AUTH_MODE=disabled, on every machine, does without, where nobody else is on the network.
+#
+# Tried as two Ray nodes on one machine, with verl replaced by a line that counts them; never on several machines.
 set -euo pipefail
 
 : "${NODE_RANK:?set NODE_RANK to the number of this machine, from 0}" "${NODES:?set NODES to the number of machines}" "${HEAD:?set HEAD to the host name of machine 0}"
@@ -14,6 +19,11 @@ PORT=${PORT:-6379}
 GPUS=${GPUS:-8}
 WAIT=${WAIT:-600} # seconds for the others to come
 export NODES GPUS
+export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} # said outright: by default the head decides by whether it has a token, and the others do not follow
+if [ "$RAY_AUTH_MODE" = token ] && [ -z "${RAY_AUTH_TOKEN:-}" ] && [ ! -f "$HOME/.ray/auth_token" ]; then
+    echo "$0: Ray needs a token that is the same on every machine; set RAY_AUTH_TOKEN, or see the top of this file" >&2
+    exit 2
+fi
 
 if [ "$NODE_RANK" != 0 ]; then
     deadline=$((SECONDS + WAIT))

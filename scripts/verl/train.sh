@@ -104,7 +104,7 @@ exec "$python" -m verl.trainer.main_ppo \
     actor_rollout_ref.rollout.calculate_log_probs=True \
     "actor_rollout_ref.rollout.agent.num_workers=$AGENT_WORKERS" actor_rollout_ref.rollout.agent.default_agent_loop=searchqa \
     "actor_rollout_ref.rollout.agent.agent_loop_config_path=$AGENT_LOOPS" \
-    trainer.use_v1=True trainer.v1.trainer_mode=sync trainer.v1.sampler.sync_refill_failed_groups=True \
+    trainer.use_v1=True trainer.v1.trainer_mode=sync trainer.v1.sampler.sync_refill_failed_groups=False \
     "trainer.nnodes=$NODES" "trainer.n_gpus_per_node=$GPUS" \
     "trainer.total_training_steps=$STEPS" trainer.total_epochs=15 trainer.save_freq=100 trainer.test_freq=50 \
     trainer.project_name=searchqa "trainer.experiment_name=$RUN" 'trainer.logger=[console,tensorboard]' \

@@ -10,10 +10,11 @@ mask is 1 exactly on sampled ids; each log-probability is the server's for the i
 A lost search back end (or a server that broke off a segment) is no sample. The episode is played again ``retries`` times; then
 
 - verl's trainer (``trainer.use_v1=true``, the default) is told by an error, and drops it: the other samples of the group are trained on, and their
-  baseline is that of those that are left (``sync``), or the whole group is replaced (asynchronous modes). With
-  ``trainer.v1.sampler.sync_refill_failed_groups=true`` a group of which nothing is left is replaced too.
+  baseline is that of those that are left (``sync``), or the whole group is replaced (asynchronous modes). Where nothing is left of a whole batch,
+  ``sync`` stops the run. ``trainer.v1.sampler.sync_refill_failed_groups=true`` would replace groups of which nothing is left, for as long as it takes:
+  with a back end that is gone for good, for ever.
 - verl's older trainer (``trainer.use_v1=false``) cannot leave a sample out. It gets one whose ``response_mask`` is 0 throughout, so that none of its
-  tokens is in a loss; its reward of 0 does count in the baseline of its group (GRPO, RLOO).
+  tokens is in a loss; its reward of 0 does count in the baseline of its group (GRPO, RLOO) and in validation (``lost`` says how many there were).
 """
 
 from __future__ import annotations

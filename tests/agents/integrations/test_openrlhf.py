@@ -49,10 +49,11 @@ def scripted(tokenizer, *texts):
 
 
 def execute(executor, llm_engine, tokenizer, label, max_length=400, **sampling):
-    parameters = SimpleNamespace(temperature=1.0, max_tokens=None, logprobs=1, **sampling)
+    given = {"temperature": 1.0, "max_tokens": None, "logprobs": 1, **sampling}
+    parameters = SimpleNamespace(**given)
     coroutine = executor.execute("the prompt of the row", label, parameters, max_length, tokenizer, llm_engine)
     response = asyncio.run(coroutine)
-    assert vars(parameters) == {"temperature": 1.0, "max_tokens": None, "logprobs": 1, **sampling}  # all samples of a prompt share it
+    assert vars(parameters) == given  # all samples of a prompt share it
     return response
 
 
@@ -120,6 +121,8 @@ def test_what_stands_behind_a_closing_tag_is_dropped(byte_tokenizer, pages, tmp_
     assert context == response["observation_tokens"][: len(context)]
     assert (parameters.max_tokens, parameters.stop) == (60, ["</search>", "</answer>"])
     assert parameters.include_stop_str_in_output
+    without = execute(agent_executor(env=env)(), scripted(byte_tokenizer, "<answer> x </answer>"), byte_tokenizer, label, logprobs=None)
+    assert without["rollout_log_probs"] is None
 
 
 @pytest.mark.parametrize("page", [f"<answer> {GOLD} </answer>", f"</information> <answer> {GOLD} </answer>"])

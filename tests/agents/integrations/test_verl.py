@@ -307,6 +307,26 @@ def test_a_lost_search_back_end_leaves_no_token_in_the_loss_of_the_older_trainer
     assert (lost["lost"], fine.extra_fields["reward_extra_info"]["lost"]) == (1.0, 0.0)
 
 
+def test_a_batch_of_the_older_trainer_may_hold_a_lost_sample(world_rollout, make_config, byte_tokenizer, tmp_path):
+    trajectories, write = world_rollout
+    lost_prompt = trajectories[1].token_ids[: trajectories[1].turns[0].start].tolist()
+
+    class Server(ModelServer):
+        async def generate(self, request_id, *, prompt_ids, sampling_params, **kwargs):
+            output = await super().generate(request_id, prompt_ids=prompt_ids, sampling_params=sampling_params)
+            if prompt_ids[: len(lost_prompt)] == lost_prompt:
+                output.stop_reason = "aborted"
+            return output
+
+    config = make_config(f"actor_rollout_ref.rollout.agent.agent_loop_config_path={agent_loops(tmp_path, WORLD_ENV)}")
+    batch = DataProto.from_single_dict(world_batch(config, byte_tokenizer, tmp_path, 3))
+    output = asyncio.run(engine.AgentLoopWorker(config, Server(write)).generate_sequences(batch))
+    trained = output.batch["response_mask"].sum(dim=1).tolist()
+    assert trained == [trajectories[0].loss_mask.sum(), 0, trajectories[2].loss_mask.sum()]
+    assert output.batch["rm_scores"].sum(dim=1).tolist() == [trajectories[0].reward, 0.0, trajectories[2].reward]
+    assert output.non_tensor_batch["lost"].tolist() == [0.0, 1.0, 0.0]
+
+
 def test_an_episode_that_was_lost_once_is_played_again(make_config, byte_tokenizer, pages, tmp_path):
     env, where = river(tmp_path, retriever=pages(lost_calls=(1,)))
     server = ScriptedServer(byte_tokenizer, SEARCH_THEN_ANSWER[0], *SEARCH_THEN_ANSWER)
@@ -455,20 +475,24 @@ def test_verls_trainer_leaves_a_lost_sample_out_of_its_group(
     uids = ["a", "b"]
     batch_dict = world_batch(config, byte_tokenizer, tmp_path, len(trajectories))
     batch_dict = {name: column[[wrong, right]] for name, column in batch_dict.items()}
-    batch = tensordict_utils.get_tensordict({**batch_dict, "uid": np.array(uids, dtype=object)})
-    tensordict_utils.assign_non_tensor_data(batch, "global_steps", 1)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         tq.init(config.transfer_queue)
-        tags = [{"is_prompt": True, "status": "pending", "global_steps": 1} for _ in uids]
-        tq.kv_batch_put(keys=uids, partition_id="train", tags=tags)
-        worker = AgentLoopWorkerTQ.__ray_metadata__.modified_class(config, Server(write))
 
-        async def generate():
-            await worker.generate_sequences(batch)
-            await asyncio.gather(*worker.background_tasks)
+        def generate(server, uids):
+            batch = tensordict_utils.get_tensordict({**batch_dict, "uid": np.array(uids, dtype=object)})
+            tensordict_utils.assign_non_tensor_data(batch, "global_steps", 1)
+            tags = [{"is_prompt": True, "status": "pending", "global_steps": 1} for _ in uids]
+            tq.kv_batch_put(keys=uids, partition_id="train", tags=tags)
+            worker = AgentLoopWorkerTQ.__ray_metadata__.modified_class(config, server)
 
-        asyncio.run(generate())
+            async def finish():
+                await worker.generate_sequences(batch)
+                await asyncio.gather(*worker.background_tasks)
+
+            asyncio.run(finish())
+
+        generate(Server(write), uids)
         buffer = ReplayBuffer("sync", config.trainer.v1.sync, 8, "drop", {}, poll_interval=0.1)
         meta, _ = buffer.sample(global_steps=1, partition_id="train", batch_size=2)
         assert sorted(key.rsplit("_", 1)[0] for key in meta.keys) == ["a_1", "a_2", "b_1", "b_2"]
@@ -493,6 +517,11 @@ def test_verls_trainer_leaves_a_lost_sample_out_of_its_group(
         assert means["a_1"] == means["a_2"] == [0.0]  # both wrong: 0 - mean(0, 0)
         assert means["b_2"] == pytest.approx([math.sqrt(0.5)], abs=1e-4)  # (1 - .5) / std(0, 1)
         assert means["b_1"] == pytest.approx([-math.sqrt(0.5)], abs=1e-4)
+
+        tq.kv_clear(keys=list(meta.keys), partition_id="train")
+        generate(ScriptedServer(byte_tokenizer, TokenOutput(token_ids=[], stop_reason="aborted")), ["c", "d"])
+        with pytest.raises(RuntimeError, match="no materializable trajectories"):  # nothing is left at all: the run stops
+            buffer.sample(global_steps=1, partition_id="train", batch_size=2)
     finally:
         tq.close()
         ray.shutdown()

@@ -56,6 +56,47 @@ def test_an_unknown_algorithm_is_refused():
     assert "must be ppo, grpo or reinforce_plus_plus" in done.stderr
 
 
+def several_machines(tmp_path, **variables):
+    """What one machine does, with Ray and verl replaced by stubs: its end, and the calls of ``ray`` and ``python``."""
+    calls = tmp_path / "calls"
+    (tmp_path / "bin").mkdir()
+    for name in ("ray", "python"):
+        stub = tmp_path / "bin" / name
+        stub.write_text(f'#!/bin/bash\necho {name} "$@" >> {calls}\n[ "$1" != status ]\n')
+        stub.chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHON": "python", "AGENT_LOOPS": "loops.yaml", "HOME": str(tmp_path), **variables}
+    environment = {name: value for name, value in environment.items() if value is not None}
+    done = subprocess.run(["bash", str(SCRIPTS[1]), "grpo"], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+TWO = {"NODES": "2", "HEAD": "first", "RAY_AUTH_TOKEN": "0" * 64, "RAY_AUTH_MODE": None}
+
+
+def test_the_first_machine_waits_for_the_others_and_trains_on_all(tmp_path):
+    done, calls = several_machines(tmp_path, NODE_RANK="0", **TWO)
+    assert done.returncode == 0, done.stderr
+    assert calls[0] == "ray start --head --port=6379 --num-gpus=8"
+    assert calls[1] == "python - 2 600"
+    assert calls[2].startswith("python -m verl.trainer.main_ppo")
+    assert " trainer.nnodes=2 " in calls[2]
+    assert calls[3:] == ["ray stop"]
+
+
+def test_another_machine_joins_and_leaves_when_the_first_has_gone(tmp_path):
+    done, calls = several_machines(tmp_path, NODE_RANK="1", **TWO)
+    assert done.returncode == 0, done.stderr
+    assert calls == ["ray start --address=first:6379 --num-gpus=8", "ray status --address=first:6379", "ray stop"]
+
+
+def test_machines_without_a_common_token_do_not_start(tmp_path):
+    done, calls = several_machines(tmp_path, NODE_RANK="0", **{**TWO, "RAY_AUTH_TOKEN": None})
+    assert done.returncode == 2
+    assert "RAY_AUTH_TOKEN" in done.stderr
+    assert not calls
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_verl_accepts_what_the_script_gives(algorithm, byte_tokenizer, tmp_path):
     pytest.importorskip("verl", reason="needs verl, which needs an environment of its own: make test-engines")
