@@ -15,7 +15,7 @@ import searchqa_envs  # noqa: F401, registers the ids
 from searchqa_agents.advantages import gae
 from searchqa_agents.loading import shipped_checkpoint
 from searchqa_agents.policy import Policy
-from searchqa_envs.wrappers import PaddedTokens
+from searchqa_envs.wrappers import PaddedTokens, TokenLevel
 from searchqa_retrievers import RetrieverUnavailable
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
@@ -142,34 +142,43 @@ def test_ppo_takes_over_the_critics_value_where_an_episode_goes_on():
     assert all(values[number] == 0 for number in range(len(parts)) if parts[number].done)
 
 
-def contexts_of_an_episode(env, policy):
-    """Padded observations of one episode, each with the segment that the policy wrote in it."""
-    session = policy.start([5], load("ppo").Sampling(env.unwrapped.max_segment_tokens, env.unwrapped.dialect.closers))
-    observation, info = env.reset(seed=5)
-    pairs, ended = [], False
+def turns_of_an_episode(env, policy, seed):
+    """Of each turn: the padded observation, the context in it, and the segment that the policy wrote."""
+    session = policy.start([seed], load("ppo").Sampling(env.unwrapped.max_segment_tokens, env.unwrapped.dialect.closers))
+    observation, info = env.reset(seed=seed)
+    turns, ended = [], False
     while not ended:
         context = observation["input_ids"][observation["attention_mask"] == 1]
         [segment] = session.generate([0], [context], [info])
-        pairs.append((observation, context, segment))
+        turns.append((observation, context, segment))
         action = np.zeros(env.action_space.shape, dtype=np.int64)
         action[: len(segment.ids)] = segment.ids
         observation, _, terminated, truncated, info = env.step(action)
         ended = terminated or truncated
-    return pairs
+    return turns
 
 
-def test_the_token_level_agent_has_the_policys_probabilities_whatever_the_padding():
+def test_the_token_level_agent_has_the_policys_logprobs_whatever_the_padding():
     module = load("token_level")
-    env = PaddedTokens(gym.make("SearchQA-World-v0", hops=2, max_context_tokens=128))
+    env = PaddedTokens(TokenLevel(gym.make("SearchQA-World-v0", hops=2, max_context_tokens=128)))
     policy = shipped(env)
     agent = module.Agent(policy.model, policy.tokenizer.pad_id)
-    pairs = contexts_of_an_episode(env, policy)
-    batch = {name: torch.from_numpy(np.stack([pair[0][name] for pair in pairs])) for name in ("input_ids", "attention_mask")}
-    assert len(set(batch["attention_mask"].sum(1).tolist())) > 1  # contexts of different lengths, so that some are padded
-    distribution, _ = agent(batch["input_ids"], batch["attention_mask"])
-    first_tokens = torch.tensor([int(segment.ids[0]) for *_, segment in pairs])
-    sampled = torch.tensor([float(segment.logprobs[0]) for *_, segment in pairs])
-    assert (distribution.log_prob(first_tokens) - sampled).abs().max() < 1e-4
+    torch.manual_seed(0)
+    observation, _ = env.reset(seed=0)
+    observations, actions, ended = [], [], False
+    while not ended:
+        observations.append({name: torch.from_numpy(array) for name, array in observation.items()})
+        with torch.no_grad():
+            distribution, _ = agent(**{name: tensor[None] for name, tensor in observations[-1].items()})
+        actions.append(distribution.sample()[0])
+        observation, _, terminated, truncated, info = env.step(int(actions[-1]))
+        ended = terminated or truncated
+    context, mask = observation["input_ids"][observation["attention_mask"] == 1], info["turn_record"].loss_mask
+    expected = policy.evaluate([context], [mask]).logprob  # [tokens], of the whole episode at once
+    batch = {name: torch.stack([one[name] for one in observations]) for name in observation}
+    distribution, _ = agent(**batch)  # of contexts of all lengths, so that most of them are padded
+    assert len(actions) == int(mask.sum()) > 10
+    assert (distribution.log_prob(torch.stack(actions)) - expected).abs().max() < 1e-4
     assert distribution.probs[:, policy.tokenizer.pad_id].max() == 0
 
 
@@ -177,12 +186,12 @@ def test_torchrls_distribution_gives_the_same_logprobs_when_sampled_and_when_eva
     module = load("torchrl_ppo")
     env = PaddedTokens(gym.make("SearchQA-World-v0", hops=2, max_context_tokens=128))
     policy = shipped(env)
-    pairs = contexts_of_an_episode(env, policy)
-    batch = [torch.from_numpy(np.stack([pair[0][name] for pair in pairs])) for name in ("input_ids", "attention_mask")]
+    turns = next(turns for seed in range(20) if len(turns := turns_of_an_episode(env, policy, seed)) > 2)
+    batch = [torch.from_numpy(np.stack([turn[0][name] for turn in turns])) for name in ("input_ids", "attention_mask")]
     sampling = module.Sampling(env.unwrapped.max_segment_tokens, env.unwrapped.dialect.closers)
     distribution = module.SegmentDistribution(*batch, policy=policy, sampling=sampling, rng=np.random.default_rng(0))
     actions = distribution.sample()
-    assert actions.shape == (len(pairs), sampling.max_new_tokens)
+    assert actions.shape == (len(turns), sampling.max_new_tokens)
     evaluated = distribution.log_prob(actions.clone())  # a copy, so that it is evaluated and not remembered
     assert (distribution.log_prob(actions) - evaluated).abs().max() < 1e-4
     assert (evaluated[actions == policy.tokenizer.pad_id] == 0).all()

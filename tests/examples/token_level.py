@@ -30,7 +30,7 @@ class Args:
     """environments in the vector environment"""
     num_steps: int = 64
     """tokens that each environment plays in a rollout"""
-    num_updates: int = 10
+    num_updates: int = 5
     """rollouts, each followed by its updates"""
     max_context_tokens: int = 128
     """the length of all observations"""

@@ -40,7 +40,7 @@ class Args:
     """environments that are stepped together"""
     num_steps: int = 4
     """segments that each environment plays in a rollout"""
-    num_updates: int = 20
+    num_updates: int = 10
     """rollouts, each followed by its updates"""
     max_context_tokens: int = 128
     """the length of all observations"""
