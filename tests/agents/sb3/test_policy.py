@@ -287,12 +287,12 @@ def test_stable_baselines3s_own_vector_environment_works_too():
 
 
 def test_trpo_keeps_to_its_trust_region_and_moves_the_whole_model():
-    env = make_env(4, "token", max_segment_tokens=16)
-    settings = {"n_steps": 8, "batch_size": 32, "n_critic_updates": 1, "cg_max_steps": 4}
+    env = make_env(2, "token", max_segment_tokens=4, max_observation_tokens=16)
+    settings = {"n_steps": 12, "batch_size": 24, "n_critic_updates": 1, "cg_max_steps": 4}
     model = TRPO(SearchQAPolicy, env, gamma=1.0, seed=0, policy_kwargs={"detach_value": True}, **settings)
     torch.nn.init.normal_(model.policy.scorer.value_head.weight, std=0.1)  # else no advantage differs before the first reward
     before = parameters(model)
-    model.learn(32)
+    model.learn(24)
     logged = model.logger.name_to_value
     assert 0 < logged["train/kl_divergence_loss"] <= 0.01
     assert logged["train/is_line_search_success"] == 1
@@ -326,10 +326,10 @@ def test_adapters_alone_are_trained():
 
 
 def test_saved_and_loaded_policies_act_identically(tmp_path, monkeypatch):
-    env = make_env(seed=4)
+    env = make_env(2, seed=4)
     settings = {"temperature": 3.0}  # flat, so that samples differ
-    model = PPO(SearchQAPolicy, env, n_steps=4, batch_size=16, n_epochs=1, gamma=1.0, learning_rate=1e-3, seed=0, policy_kwargs=settings)
-    model.learn(16)
+    model = PPO(SearchQAPolicy, env, n_steps=4, batch_size=8, n_epochs=1, gamma=1.0, learning_rate=1e-3, seed=0, policy_kwargs=settings)
+    model.learn(8)
     model.save(tmp_path / "model.zip")
     model.policy.save(tmp_path / "policy.pt")
     model.policy.export(tmp_path / "folder")
@@ -351,12 +351,12 @@ def test_saved_and_loaded_policies_act_identically(tmp_path, monkeypatch):
         for own, other in zip(expected, acts(loaded), strict=True):
             np.testing.assert_array_equal(own, other)
     assert not torch.equal(again.policy.scorer.value_head.weight, model.policy.scorer.value_head.weight)
-    again.learn(16)
+    again.learn(8)
     with pytest.raises(ValueError, match="Observation spaces do not match"):
         PPO.load(tmp_path / "model.zip", env=make_env(max_context_tokens=600))
 
     monkeypatch.chdir(tmp_path)
-    line = f"eval env=world env.hops=2 agent=lm agent.checkpoint={tmp_path / 'folder'} questions=2 num_envs=2 threads=1 run_dir=run"
+    line = f"eval env=world env.hops=2 agent=lm agent.checkpoint={tmp_path / 'folder'} questions=1 num_envs=1 threads=1 run_dir=run"
     assert main(line.split()) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())
 
