@@ -14,6 +14,7 @@ import torch
 import searchqa_envs  # noqa: F401, registers the ids
 from searchqa_agents.advantages import gae
 from searchqa_agents.loading import shipped_checkpoint
+from searchqa_agents.losses import clipped_policy_loss
 from searchqa_agents.policy import Policy
 from searchqa_envs.wrappers import PaddedTokens, TokenLevel
 from searchqa_retrievers import RetrieverUnavailable
@@ -197,6 +198,31 @@ def test_torchrls_distribution_gives_the_same_logprobs_when_sampled_and_when_eva
     assert (evaluated[actions == policy.tokenizer.pad_id] == 0).all()
     evaluated.sum().backward()
     assert policy.model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_torchrls_loss_clips_the_ratio_of_each_token():
+    module = load("torchrl_ppo")
+    from tensordict import TensorDict
+
+    env = PaddedTokens(gym.make("SearchQA-World-v0", hops=2, max_context_tokens=128))
+    policy = shipped(env)
+    turns = [turn for seed in range(3) for turn in turns_of_an_episode(env, policy, seed)]
+    names = ("input_ids", "attention_mask")
+    batch = TensorDict({name: torch.from_numpy(np.stack([turn[0][name] for turn in turns])) for name in names}, [len(turns)])
+    sampling = module.Sampling(env.unwrapped.max_segment_tokens, env.unwrapped.dialect.closers)
+    actor, critic = module.actor_and_critic(policy, sampling, np.random.default_rng(0))
+    actor(batch)
+    written = batch["action"] != policy.tokenizer.pad_id  # bool[B, L]
+    generator = torch.Generator().manual_seed(0)
+    shift = torch.where(written, torch.randn(written.shape, generator=generator), torch.tensor(0.0))  # as if the policy had changed since
+    advantage = torch.randn(len(turns), 1, generator=generator)
+    batch["action_log_prob"], batch["advantage"] = batch["action_log_prob"] - shift, advantage
+    batch["value_target"] = torch.zeros(len(turns), 1)
+    loss = module.ClipPPOLoss(actor, critic, clip_epsilon=0.2, entropy_bonus=False, functional=False)(batch)["loss_objective"]
+    tokens = advantage.expand(written.shape)[written]
+    expected = clipped_policy_loss(shift[written], torch.zeros_like(tokens), tokens, float(written.numel()), clip_coef=0.2).loss
+    expected = expected - advantage.expand(written.shape)[~written].sum() / written.numel()  # padding: a constant
+    assert float(loss.detach()) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_torchrls_rollout_leaves_out_all_steps_of_a_lost_episode():

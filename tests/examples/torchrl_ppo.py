@@ -137,24 +137,29 @@ def kept(batch: TensorDictBase) -> TensorDictBase:
     return batch[~torch.isin(episodes, lost)]
 
 
+def actor_and_critic(
+    policy: Policy, sampling: Sampling, rng: np.random.Generator
+) -> tuple[ProbabilisticTensorDictSequential, TensorDictModule]:
+    """The policy as TorchRL's modules, which read observations and write ``action``, ``action_log_prob`` and ``state_value``."""
+    keys = ["input_ids", "attention_mask"]
+    actor = ProbabilisticTensorDictModule(
+        in_keys=keys,
+        out_keys=["action"],
+        distribution_class=SegmentDistribution,
+        distribution_kwargs={"policy": policy, "sampling": sampling, "rng": rng},
+        return_log_prob=True,
+        default_interaction_type=InteractionType.RANDOM,
+    )
+    return ProbabilisticTensorDictSequential(actor), TensorDictModule(Critic(policy), in_keys=keys, out_keys=["state_value"])
+
+
 def train(args: Args, **env_arguments: object) -> Policy:
     """The shipped policy after training."""
     torch.manual_seed(args.seed)
     first = gym.make("SearchQA-World-v0", hops=2, max_context_tokens=args.max_context_tokens, **env_arguments).unwrapped
     policy = Policy.load(shipped_checkpoint(), first.tokenizer)
     sampling = Sampling(first.max_segment_tokens, first.dialect.closers)
-    keys = ["input_ids", "attention_mask"]
-    critic = TensorDictModule(Critic(policy), in_keys=keys, out_keys=["state_value"])
-    actor = ProbabilisticTensorDictSequential(
-        ProbabilisticTensorDictModule(
-            in_keys=keys,
-            out_keys=["action"],
-            distribution_class=SegmentDistribution,
-            distribution_kwargs={"policy": policy, "sampling": sampling, "rng": np.random.default_rng(args.seed)},
-            return_log_prob=True,
-            default_interaction_type=InteractionType.RANDOM,
-        )
-    )
+    actor, critic = actor_and_critic(policy, sampling, np.random.default_rng(args.seed))
 
     def make_env() -> GymWrapper:
         env = PaddedTokens(gym.make("SearchQA-World-v0", hops=2, max_context_tokens=args.max_context_tokens, **env_arguments))
