@@ -36,8 +36,9 @@ _EXACT_IDS = 2**24
 class SearchQAPolicy(ActorCriticPolicy):
     """A language model that writes a segment (``MultiDiscrete``) or a token (``Discrete``) per step, with a value head on its trunk.
 
-    It replaces all that ``ActorCriticPolicy`` makes from spaces: log-probabilities, entropies and values are those of
-    :meth:`searchqa_agents.policy.Policy.evaluate`; the value of a state is read at the last token of the context.
+    It replaces all that ``ActorCriticPolicy`` makes from spaces: segments are sampled with an attention cache, log-probabilities and entropies are those
+    of :meth:`searchqa_agents.policy.Policy.evaluate`, and the value of a state is read at the last token of the context. What is sampled is a
+    function of the weights and of torch's global generator, which an algorithm's ``seed`` sets.
 
     Parameters
     ----------
@@ -79,7 +80,7 @@ class SearchQAPolicy(ActorCriticPolicy):
         lr_schedule: Callable[[float], float],
         use_sde: bool = False,
         *,
-        checkpoint: str = "shipped",
+        checkpoint: str | os.PathLike[str] = "shipped",
         temperature: float = 1.0,
         logprob_reduction: Reduction = "mean",
         max_tokens: int = 16_384,
@@ -102,6 +103,7 @@ class SearchQAPolicy(ActorCriticPolicy):
         BasePolicy.__init__(  # and not ActorCriticPolicy's, which would make networks of its own
             self, observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
         )
+        checkpoint = os.fspath(checkpoint)
         tokenizer = build_tokenizer(checkpoint_tokenizer(checkpoint))
         if tokenizer.name != space.tokenizer:
             raise ConfigurationError(
@@ -121,7 +123,7 @@ class SearchQAPolicy(ActorCriticPolicy):
         self.language_model = Policy.load(checkpoint_path(checkpoint), tokenizer, dtype=chosen_dtype(dtype))
         if lora is not None:
             add_lora(self.language_model, **lora)
-        # "value" in its name keeps the head out of what sb3-contrib's TRPO takes for the actor
+        # under the scorer its name holds "value", by which sb3-contrib's TRPO tells the critic from the actor
         value_head = self.language_model.add_value_head(detached=detach_value)
         self.scorer = self.language_model.scorer
         self._value_head = [value_head]  # in a list, so that it is registered once, under the scorer
@@ -158,6 +160,9 @@ class SearchQAPolicy(ActorCriticPolicy):
         sampling = self._sampling[0.0 if deterministic else self.settings["temperature"]]
         session = self.language_model.start(seeds, sampling)
         return session.generate(range(len(contexts)), contexts, [{}] * len(contexts))
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Nothing to do: dropout is off always, because it would make sampled and evaluated log-probabilities differ."""
 
     # -- evaluating ----------------------------------------------------------------------------------------------------------------------
 
@@ -271,9 +276,6 @@ class SearchQAPolicy(ActorCriticPolicy):
         return torch.from_numpy(actions).to(self.device)
 
     # -- saving --------------------------------------------------------------------------------------------------------------------------
-
-    def set_training_mode(self, mode: bool) -> None:
-        """Nothing to do: dropout is off always, because it would make sampled and evaluated log-probabilities differ."""
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write the language model as a folder of transformers, with its tokenizer: a checkpoint for ``searchqa eval`` and ``searchqa train``."""
