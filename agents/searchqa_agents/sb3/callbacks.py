@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 class ProgressCallback(BaseCallback):
     """Tells the environments before each rollout how far training is, so that schedules of rewards and retrievers move.
 
-    The numbers are environment steps: those taken and, at most, one rollout more, of those that ``learn`` was asked for.
+    The numbers are environment steps: those taken so far, and those that ``learn`` was asked for.
     """
 
     def _on_rollout_start(self) -> None:

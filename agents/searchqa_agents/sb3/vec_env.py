@@ -112,6 +112,8 @@ class SearchQAVecEnv(VecEnv):
         self._contexts: list[NDArray[np.int32]] = []
         self._segments: list[list[int]] = []
         """ids of the segment under way; only of tokens"""
+        self._turns: list[dict[str, Any]] = []
+        """question_id, question and turn of each episode"""
         self._actions: NDArray[Any] = np.empty(0, dtype=np.int64)
         rules = base.rules
         self._pad_id, self._length = rules.tokenizer.pad_id, rules.max_context_tokens
@@ -127,6 +129,7 @@ class SearchQAVecEnv(VecEnv):
         contexts, infos = self.venv.reset_at(range(self.num_envs), seed=self._seeds, options=options)
         self._contexts, self._segments = list(contexts), [[] for _ in contexts]
         self.reset_infos = [_plain(info) for info in infos]
+        self._turns = [_turn(info) for info in infos]
         self._reset_seeds()
         self._reset_options()
         return self._padded(self._contexts)
@@ -138,7 +141,7 @@ class SearchQAVecEnv(VecEnv):
     def step_wait(self) -> tuple[Observation, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
         """Step all environments whose segment is complete, with one retriever call."""
         rewards, dones = np.zeros(self.num_envs, dtype=np.float32), np.zeros(self.num_envs, dtype=np.bool_)
-        infos = [{name: info[name] for name in ("question_id", "question", "turn")} for info in self.reset_infos]
+        infos = [dict(turn) for turn in self._turns]
         written = self._written()
         contexts, step_rewards, terminated, truncated, step_infos = self.venv.step_at(list(written), list(written.values()))
         lost: list[int] = []
@@ -146,7 +149,7 @@ class SearchQAVecEnv(VecEnv):
         for i, context, reward, end, budget, info in zip(written, contexts, step_rewards, terminated, truncated, step_infos, strict=True):
             infos[i] = _plain(info)
             self._contexts[i], self._segments[i] = context, []
-            self.reset_infos[i] = infos[i]
+            self._turns[i] = _turn(info)
             answered |= info["action"] == "search" and not (end or budget)
             if info["backend_error"] is not None:
                 lost.append(i)
@@ -194,7 +197,7 @@ class SearchQAVecEnv(VecEnv):
         options = {"question_id": [*question_ids, *(None for _ in indices[len(question_ids) :])]}
         contexts, infos = self.venv.reset_at(indices, options=options)
         for i, context, info in zip(indices, contexts, infos, strict=True):
-            self._contexts[i], self.reset_infos[i] = context, _plain(info)
+            self._contexts[i], self.reset_infos[i], self._turns[i] = context, _plain(info), _turn(info)
 
     def _padded(self, contexts: Sequence[NDArray[np.int32]]) -> Observation:
         input_ids = np.full((len(contexts), self._length), self._pad_id, dtype=np.int32)
@@ -239,6 +242,10 @@ class SearchQAVecEnv(VecEnv):
     ) -> list[bool]:
         """False: no single environment, no wrapper round it."""
         return [False for _ in self._get_indices(indices)]
+
+
+def _turn(info: dict[str, Any]) -> dict[str, Any]:
+    return {name: info[name] for name in ("question_id", "question", "turn")}
 
 
 def _plain(info: dict[str, Any]) -> dict[str, Any]:
