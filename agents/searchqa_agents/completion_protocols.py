@@ -8,6 +8,7 @@ protocol        path                      answers with                          
 ``sglang``      ``/generate``             the sampled ids and log-probabilities  SGLang, "Sampling Parameters", the ``/generate`` endpoint
 ``completions`` ``/v1/completions``       text                                   OpenAI, "Completions" (legacy)
 ``chat``        ``/v1/chat/completions``  text                                   OpenAI, "Chat Completions"
+``tools``       ``/v1/chat/completions``  text and calls of tools                OpenAI, "Function calling"; see :mod:`searchqa_agents.tool_loop`
 =============== ========================= ====================================== ==============================================================
 
 Engines take defaults from a model's ``generation_config.json`` (Qwen's has a repetition penalty and top-k), so every parameter that changes the
@@ -34,6 +35,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from searchqa_agents.language_model import Sampling
+from searchqa_agents.tool_loop import TOOLS, Conversation
 
 LogprobsMode = Literal["raw", "processed"]
 Messages = list[dict[str, str]]
@@ -43,7 +45,7 @@ Kind = TypeVar("Kind")
 class Prompt(NamedTuple):
     """What a segment is to follow, in the form that the protocol takes, and the ids that stand for control."""
 
-    content: list[int] | str | Messages
+    content: list[int] | str | Messages | Conversation
     eos_id: int
     pad_id: int
 
@@ -51,8 +53,8 @@ class Prompt(NamedTuple):
 class Written(NamedTuple):
     """What a server wrote.
 
-    ``ids`` and ``logprobs`` are None where it gives text only. ``ended``: it stopped by itself, not at the longest length; ``stop`` is the stop string
-    that it names as the reason.
+    ``ids`` and ``logprobs`` are None where it gives text only; with ``tools`` the ids are ours, made of its calls. ``ended``: it stopped by itself, not
+    at the longest length; ``stop`` is the stop string that it names as the reason.
     """
 
     text: str
@@ -188,6 +190,21 @@ def _chat_read(answer: Any, prompt: Prompt) -> Written:
     return _text_choice(answer, "message", "content")
 
 
+def _tools_body(prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
+    assert isinstance(prompt.content, Conversation)
+    body = _text_sampling(sampling, seed)
+    del body["stop"]  # what ends a message is the server's and the chat template's: no tags are written
+    return {"messages": prompt.content.messages, "tools": TOOLS, **body}
+
+
+def _tools_read(answer: Any, prompt: Prompt) -> Written:
+    assert isinstance(prompt.content, Conversation)
+    choice = _get(answer, dict, "choices", 0)
+    reason = choice.get("finish_reason")
+    ids = prompt.content.act(_get(choice, dict, "message"), reason if isinstance(reason, str) else None)
+    return Written("", ended=True, ids=ids)
+
+
 def _text_choice(answer: Any, *path: str) -> Written:
     choice = _get(answer, dict, "choices", 0)
     stop = choice.get("stop_reason")  # not OpenAI's: vLLM and others name the stop string
@@ -199,6 +216,7 @@ PROTOCOLS = {
     "sglang": ServerProtocol("/generate", _sglang_body, _sglang_read, returns_ids=True, logprobs_mode="processed"),
     "completions": ServerProtocol("/v1/completions", _completions_body, _completions_read, returns_ids=False),
     "chat": ServerProtocol("/v1/chat/completions", _chat_body, _chat_read, returns_ids=False),
+    "tools": ServerProtocol("/v1/chat/completions", _tools_body, _tools_read, returns_ids=False),
 }
 """The protocols by name."""
 

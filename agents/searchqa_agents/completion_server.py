@@ -28,6 +28,7 @@ import numpy as np
 
 from searchqa_agents.completion_protocols import PROTOCOLS, Messages, Prompt, Written
 from searchqa_agents.language_model import FloatArray, IntArray, Sampling, Segment, Session
+from searchqa_agents.tool_loop import Conversation, begin
 from searchqa_envs.dialects import Dialect, get_dialect
 from searchqa_envs.errors import ConfigurationError, SearchQAError
 from searchqa_envs.tokenizers.base import Tokenizer
@@ -57,7 +58,8 @@ class CompletionServerLM:
     The other protocols exchange text, for evaluation and for collecting demonstrations: the text is encoded once, and trajectories are marked
     ``retokenized``. OpenAI's API leaves the stop string out, so it is put back: the one that the server names, else the closing tag of what was
     opened last, else end of sequence. (Where a model ends the sequence within an open tag, this closes it; text does not tell the difference.)
-    The server's tokenizer must not have the tags as special tokens, which such servers hide.
+    The server's tokenizer must not have the tags as special tokens, which such servers hide. With ``tools`` the model calls tools and writes no tags
+    (:mod:`searchqa_agents.tool_loop`).
 
     Parameters
     ----------
@@ -68,7 +70,7 @@ class CompletionServerLM:
     dialect
         The environment's: its tags are put back.
     protocol
-        ``vllm``, ``sglang``, ``completions`` or ``chat``.
+        ``vllm``, ``sglang``, ``completions``, ``chat`` or ``tools``.
     model
         The model's name on the server, for servers that ask for one.
     logprobs
@@ -121,7 +123,7 @@ class CompletionServerLM:
         self.url = _base(url) + self.protocol.path
         self.tokenizer = tokenizer
         self.dialect = get_dialect(dialect)
-        self.chat = protocol == "chat"
+        self.chat, self.tools = protocol == "chat", protocol == "tools"
         self._model = model
         self._timeout, self._retries, self._deadline = timeout, retries, deadline
         self._free = asyncio.Semaphore(concurrency)
@@ -237,6 +239,8 @@ class CompletionServerLM:
         return None, (values if self.protocol.processed_is_truncated else None)
 
     def _text_segment(self, written: Written, sampling: Sampling) -> Segment:
+        if written.ids is not None:
+            return Segment(np.array(written.ids, dtype=np.int32))
         text, control = written.text, []
         ends = [text.find(stop) + len(stop) for stop in sampling.stop if stop in text]
         if ends:
@@ -273,9 +277,10 @@ class CompletionServerSession(Session):
         self._failing = False
         self._seen: dict[int, IntArray] = {}  # by row: the last context, for protocols of text
         self._messages: dict[int, Messages] = {}
+        self._conversations: dict[int, Conversation] = {}
 
     def submit(self, rows: Sequence[int], contexts: Sequence[IntArray], infos: Sequence[Mapping[str, Any]]) -> None:
-        """See :meth:`Session.submit`. ``infos`` are read by protocol ``chat`` alone: they say where a segment ends."""
+        """See :meth:`Session.submit`. ``infos`` are read by ``chat``, where they say where a segment ends, and by ``tools``."""
         if set(rows) & set(self._waiting.values()) or len(set(rows)) != len(rows):
             raise ValueError(f"Each row writes one segment at a time; collect those of {list(rows)} before asking for more.")
         tokenizer = self._lm.tokenizer
@@ -303,11 +308,20 @@ class CompletionServerSession(Session):
         for row in rows:
             self._seen.pop(row, None)
             self._messages.pop(row, None)
+            self._conversations.pop(row, None)
 
-    def _content(self, row: int, context: IntArray, info: Mapping[str, Any]) -> list[int] | str | Messages:
+    def _content(self, row: int, context: IntArray, info: Mapping[str, Any]) -> list[int] | str | Messages | Conversation:
         if self._lm.returns_ids:
             return [int(token) for token in context]
         tokenizer = self._lm.tokenizer
+        if self._lm.tools:
+            conversation = self._conversations.get(row)
+            if conversation is None:
+                conversation = begin(tokenizer, self._lm.dialect, self._sampling.max_new_tokens, info)
+                self._conversations[row] = conversation
+            else:
+                conversation.observe(tokenizer.decode(info["turn_record"].env_tokens.tolist()), info["action"])
+            return conversation
         before = self._seen.get(row)
         self._seen[row] = context
         if not self._lm.chat:
