@@ -115,6 +115,16 @@ def test_ppo_has_the_logprobs_of_exactly_the_tokens_sampled_in_a_rollout():
     assert sampled > 0
 
 
+def test_ppo_writes_cleanrls_metrics_for_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    module = load("ppo")
+    module.train(module.Args(num_envs=6, num_steps=3, num_updates=2, tensorboard_dir=tmp_path))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert {"charts/episodic_return", "charts/SPS", "losses/approx_kl", "losses/clipfrac"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("losses/policy_loss")] == [18, 36]  # environment steps
+
+
 def test_ppo_estimates_the_advantages_of_the_library():
     module, _, rollout = make_parts(seed=3)
     parts, _ = rollout.collect()

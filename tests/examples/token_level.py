@@ -83,11 +83,11 @@ def train(args: Args, **env_arguments: object) -> Policy:
     shape = (args.num_steps, args.num_envs)
     observations = {name: np.zeros((*shape, *space.shape), space.dtype) for name, space in envs.single_observation_space.items()}
     actions, logprobs, values, rewards, dones, kept = (torch.zeros(shape) for _ in range(6))
-    begins = [0] * args.num_envs  # the step in which each episode under way began
     next_observation, _ = envs.reset(seed=args.seed)
     for update in range(args.num_updates):
         optimizer.param_groups[0]["lr"] = (1 - update / args.num_updates) * args.learning_rate
-        kept[:], begins, returns = 1.0, [0] * args.num_envs, []
+        kept[:], returns = 1.0, []
+        begins = [0] * args.num_envs  # the step of this rollout in which each episode under way began
         for step in range(args.num_steps):
             for name, array in next_observation.items():
                 observations[name][step] = array
