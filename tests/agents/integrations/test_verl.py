@@ -219,7 +219,8 @@ def test_what_stands_behind_a_closing_tag_goes_with_its_logprobs_and_contexts_ar
     assert output.reward_score == 1.0
     assert output.num_turns == 4
 
-    (one, prompt, sampling), (other, longer, _) = server.requests
+    (one, prompt, sampling), (other, longer, again) = server.requests
+    assert again == sampling
     assert one == other  # the same server, with its cache
     assert prompt == output.prompt_ids
     assert longer == context[: -len(second)]
@@ -371,7 +372,7 @@ def test_an_empty_segment_is_an_invalid_turn(make_config, byte_tokenizer, pages,
     assert output.response_mask[-1] == 1
     env, where = river(tmp_path, retriever=pages(), dialect="r1-searcher")  # where it ends the episode
     output = run(make_loop(make_config(), ScriptedServer(byte_tokenizer, nothing), byte_tokenizer, env=env), where)
-    assert output.response_mask == [0]
+    assert (output.response_mask, output.response_logprobs) == ([0], [0.0])
     assert "rm_scores" in output.as_dict()  # verl puts the reward on the last id, so there must be one
 
 
