@@ -269,8 +269,6 @@ def _trainers_model(trainer: Any, tokenizer: Tokenizer) -> Iterator[LanguageMode
         gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
     )
     with whole as model, trainer.accelerator.autocast():
-        if hasattr(model, "get_base_model"):  # of peft, with the adapters in it
-            model = model.get_base_model()
         modes = [(module, module.training) for module in model.modules()]
         try:
             yield _TrainersLM(model, tokenizer)
