@@ -90,7 +90,7 @@ Examples:
   searchqa play env=hotpotqa env.split=all
   echo "answer: yes" | searchqa play --seed 3""",
     ),
-    "data": Command("data_command", "list, download, verify and merge data sets", ""),
+    "data": Command("data_command", "list, download, verify and merge data sets; write rows for training engines", ""),
     "report": Command(
         "report",
         "make picture, page and table of finished runs again; several runs: means over seeds, or algorithms compared",

@@ -125,6 +125,10 @@ class SlotLayer(CacheLayerMixin):
         """No limit."""
         return -1
 
+    def get_max_cache_shape(self) -> int:
+        """What older versions of transformers (5.10) call it."""
+        return self.get_max_length()
+
 
 class SlotCache(Cache):
     """The slots of all layers. ``feed`` is what the forward pass under way feeds."""
