@@ -30,7 +30,7 @@ GPU_MEMORY=${GPU_MEMORY:-0.6}
 TOKENS_PER_GPU=${TOKENS_PER_GPU:-16384}
 OFFLOAD=${OFFLOAD:-False} # True: weights and optimiser leave the GPU while it generates (7B on 8 x 80 GB)
 AGENT_WORKERS=${AGENT_WORKERS:-8}
-AGENT_LOOPS=${AGENT_LOOPS:-$("$python" -c 'import os, searchqa_conf; print(os.path.join(os.path.dirname(searchqa_conf.__file__), "verl", "agent_loops.yaml"))')}
+AGENT_LOOPS=${AGENT_LOOPS:-$("$python" -c 'import os, searchqa_agents; print(os.path.join(os.path.dirname(searchqa_agents.__file__), "integrations", "verl_agent_loops.yaml"))')}
 RUN=${RUN:-$algorithm-$(basename "$MODEL")}
 
 PROMPTS=${PROMPTS:-512} # per step

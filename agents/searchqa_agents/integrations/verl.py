@@ -1,8 +1,8 @@
 """verl (0.9): an agent loop that plays our episodes. verl samples and trains; prompt, loss mask and reward are the environment's.
 
-How to use it: write rows (``searchqa data rows hotpotqa --split train --out train.parquet``) and name the file of agent loops to verl,
-``actor_rollout_ref.rollout.agent.agent_loop_config_path=<searchqa_conf>/verl/agent_loops.yaml``; ``scripts/verl`` has the whole command. A row says
-which question of which environment, and by which agent loop (``agent_name``) it is played; the file says how it is played.
+How to use it: write rows (``searchqa data rows hotpotqa --split train --out train.parquet``) and name the file of agent loops to verl:
+``actor_rollout_ref.rollout.agent.agent_loop_config_path=<searchqa_agents>/integrations/verl_agent_loops.yaml``. ``scripts/verl`` has the whole command.
+A row says which question of which environment, and by which agent loop (``agent_name``) it is played; the file says how it is played.
 
 What is exact: ids are those that the server sampled and the environment wrote, nothing is encoded twice and verl's chat template is not used; the
 mask is 1 exactly on sampled ids; each log-probability is the server's for the id at its place; the reward stands on the last id.

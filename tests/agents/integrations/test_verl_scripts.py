@@ -124,10 +124,10 @@ def test_verl_accepts_what_the_script_gives(algorithm, byte_tokenizer, tmp_path)
 def test_no_response_is_cut_with_the_scripts_lengths_and_every_agent_loop_can_be_made(tmp_path):
     from omegaconf import OmegaConf
 
-    import searchqa_conf
+    import searchqa_agents
     from searchqa_envs.configuration import build_rules
 
-    entries = OmegaConf.to_container(OmegaConf.load(Path(searchqa_conf.__file__).parent / "verl" / "agent_loops.yaml"))
+    entries = OmegaConf.to_container(OmegaConf.load(Path(searchqa_agents.__file__).parent / "integrations" / "verl_agent_loops.yaml"))
     assert [entry["name"] for entry in entries] == ["searchqa", "searchqa-r1-searcher", "searchqa-zerosearch"]
     [length] = [int(o.partition("=")[2]) for o in launched(tmp_path, "ppo") if o.startswith("data.max_response_length=")]
     for entry in entries:
