@@ -25,13 +25,13 @@ text and no call                                  the answer: the text behind ``
 text and a call                                   the call's; the text is kept in the segment as far as there is room for it
 several calls                                     the first one's; the others are told that they were not executed
 no such tool, or arguments that are none          invalid, and the result says what is wrong
-neither text nor call, a refusal, unclosed        invalid, and a user message says what is expected
-thoughts, text that was cut short or filtered
+neither text nor call, or a refusal               invalid, and a user message says what is expected
+text cut short or filtered; thoughts alone        invalid, likewise
 ================================================= ==========================================================================================
 
 An invalid turn is what the dialect makes of it: Search-R1's goes on, R1-Searcher's ends the episode. Tags in queries, answers and text are defused,
-so that a call never acts as another action. Calls and text that were not JSON or not for a tool go back to the model without their arguments,
-because servers and chat templates parse earlier calls again and refuse the whole conversation.
+so that a call never acts as another action. A malformed call goes back to the model without its arguments, because servers and chat templates read
+the arguments of earlier calls as JSON and refuse a conversation where they are not.
 """
 
 from __future__ import annotations
