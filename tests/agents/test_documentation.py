@@ -1,4 +1,4 @@
-"""The programs in docs/your_own_algorithm.md run as they stand, and learn."""
+"""The programs in docs/bring_your_own.md run as they stand, and learn."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "your_own_algorithm.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "bring_your_own.md"
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 

@@ -46,7 +46,7 @@ def question_rows(
     agent_name
         verl: the agent loop that plays these rows.
     count
-        Only the first so many questions.
+        Only the first so many questions; the world must be given one.
     options
         What the world or a set of your own takes beside (``preset``, ``questions``, ...). The environment must be given the same.
 
@@ -60,6 +60,8 @@ def question_rows(
     if count is not None and count < 1:
         raise ConfigurationError(f"count must be at least 1; got {count}.")
     prompt, system = ("bare", get_dialect("search-r1")) if dialect == "bare" else ("published", get_dialect(dialect))
+    if dataset == "world" and count is None:
+        raise ConfigurationError("A generated world has millions of questions; say how many: --count 10000.")
     source = build_source(dataset, split, data_dir, options or {})
     env_id = next(name for name in ENV_IDS if name.lower() == f"searchqa-{dataset}-v0")
     place = {"env_id": env_id, "split": str(source.stamp()["split"])}
