@@ -1,4 +1,4 @@
-"""The programs in docs/bring_your_own.md run as they stand, and learn."""
+"""The whole programs in docs/bring_your_own.md run as they stand, and learn; the README prints an example as it is."""
 
 import re
 import subprocess
@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "bring_your_own.md"
-PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def programs(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+PROGRAMS = programs("docs/bring_your_own.md")
 
 
 def run(*words: str, folder: Path) -> str:
@@ -23,8 +29,24 @@ def trained(folder: Path, *words: str) -> str:
     return run("-m", "searchqa_agents.cli", "train", *line.split(), *words, folder=folder)
 
 
-def test_the_page_holds_both_programs_and_the_registered_one_is_short() -> None:
-    assert len(PROGRAMS) == 2
+def test_the_readme_prints_the_reinforce_example_as_it_is() -> None:
+    example = (ROOT / "tests" / "examples" / "reinforce.py").read_text(encoding="utf-8")
+    code = example.partition("import gymnasium as gym\n")[2].partition("\n\nif __name__")[0]
+    [printed] = [program for program in programs("README.md") if "def train(" in program]
+    assert printed == "import gymnasium as gym\n" + code
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/bring_your_own.md"])
+def test_what_a_page_links_to_is_there(page: str) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")) if "://" not in link]
+    assert links
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    assert not missing
+
+
+def test_the_page_begins_with_both_programs_and_the_registered_one_is_short() -> None:
+    assert PROGRAMS[0].startswith('"""CISPO')
+    assert PROGRAMS[1].startswith("import gymnasium")
     assert len(PROGRAMS[0].splitlines()) < 60
 
 
