@@ -10,10 +10,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from searchqa_envs.configuration import build_rules
+from searchqa_envs.configuration import UnknownArgumentError, build_rules
 from searchqa_envs.episode import Step
 from searchqa_envs.episode_types import EpisodeView
-from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.rendering import render_episode
 from searchqa_envs.rules import HasRules, Rules
 from searchqa_envs.slot import EpisodeSlot
@@ -87,7 +86,8 @@ class SearchQAEnv(HasRules, gym.Env[NDArray[np.int32], ArrayLike]):
 
     def __init__(self, dataset: str, *, render_mode: str | None = None, **arguments: Any) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ConfigurationError(f"render_mode must be one of {self.metadata['render_modes']} or None; got {render_mode!r}.")
+            # a TypeError too: by that Stable-Baselines3's make_vec_env learns that it must not ask for pictures
+            raise UnknownArgumentError(f"render_mode must be one of {self.metadata['render_modes']} or None; got {render_mode!r}.")
         self.render_mode = render_mode
         self.rules = build_rules(dataset, **arguments)
         self._slot = EpisodeSlot(self.rules)

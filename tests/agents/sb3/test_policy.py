@@ -270,7 +270,7 @@ def test_lost_searches_are_counted_and_do_not_stop_training():
 
 
 def test_stable_baselines3s_own_vector_environment_works_too():
-    env = make_single_envs("SearchQA-World-v0", 2, wrapper_class=PaddedTokens, env_kwargs={**WORLD, "render_mode": None})
+    env = make_single_envs("SearchQA-World-v0", 2, wrapper_class=PaddedTokens, env_kwargs=WORLD)
     model = PPO(SearchQAPolicy, env, n_steps=4, batch_size=8, n_epochs=1, gamma=1.0)
     model.learn(8, callback=[ProgressCallback(), EpisodeMetricsCallback()])
     assert env.env_method("get_wrapper_attr", "rules")[1].progress == (0, 8)
