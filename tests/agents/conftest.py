@@ -1,6 +1,15 @@
-"""Episodes made by hand, for tests of batches and algorithms."""
+"""Episodes made by hand, for tests of batches and algorithms; and a real server."""
 
 from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -69,3 +78,33 @@ def episode():
 def random_episodes():
     """See :func:`made_random_episodes`."""
     return made_random_episodes
+
+
+@pytest.fixture(scope="module")
+def server(model_folder, tmp_path_factory):
+    """The address of ``transformers serve`` on the module's ``model_folder``; it ends with the module's tests."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("log") / "serve.txt"
+    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", str(model_folder)]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--host", "127.0.0.1", "--device", "cpu"],
+            stdout=output, stderr=output, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=1).close()
+                break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.2)
+        else:
+            pytest.fail(log.read_text())
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)

@@ -1,14 +1,6 @@
 """Calls of tools by a real model on a real server: ``transformers serve`` with a tiny Qwen2 that has learnt five conversations by heart."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 
 import gymnasium as gym
 import openai
@@ -129,36 +121,6 @@ def model_folder(conversations, tmp_path_factory):
     assert losses.max() < 0.5
     model.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(model_folder, tmp_path_factory):
-    """The address of ``transformers serve``, which ends with the tests."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("log") / "serve.txt"
-    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", str(model_folder)]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port), "--host", "127.0.0.1", "--device", "cpu"],
-            stdout=output, stderr=output, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=1).close()
-                break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.2)
-        else:
-            pytest.fail(log.read_text())
-        yield url
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
 
 
 def test_a_served_model_calls_the_tools_as_it_has_learnt(server, model_folder, small_data):
