@@ -30,6 +30,9 @@ pip=("$target/bin/python" -m pip install --disable-pip-version-check --quiet)
     pytest pytest-xdist hypothesis
 # OpenRLHF pins deepspeed, flash-attn and another transformers; its agent interface needs none of them.
 "${pip[@]}" --no-deps 'openrlhf==0.11.2'
-"$target/bin/python" -c 'import openrlhf.utils.agent, verl.experimental.agent_loop, verl.trainer.ppo.v1' 2> /dev/null
+if ! said=$("$target/bin/python" -c 'import openrlhf.utils.agent, verl.experimental.agent_loop, verl.trainer.ppo.v1' 2>&1); then
+    printf '%s\n%s\n' "$said" "$0: the engines do not import in $target" >&2
+    exit 1
+fi
 echo '*' > "$target/.gitignore"
 touch "$target/.made"

@@ -309,7 +309,8 @@ def _as_read(tokenizer: Tokenizer, text: str) -> str:
 def _text(content: Any) -> str:
     """The text of a message's content: a string, or a list of parts."""
     if isinstance(content, list):
-        return "".join(_text(part.get("text")) for part in content if isinstance(part, Mapping))
+        texts = [part.get("text") for part in content if isinstance(part, Mapping)]
+        return "".join(text for text in texts if isinstance(text, str))
     return content if isinstance(content, str) else ""
 
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
+from searchqa_envs.errors import ConfigurationError
 from searchqa_retrievers.types import Retriever
 
 
@@ -55,3 +58,15 @@ class QuestionSource(Protocol):
     def stamp(self) -> dict[str, Any]:
         """Data set, split, revision, corpus hash: what a number needs to be comparable."""
         ...
+
+
+def checked_index(source: QuestionSource, index: object) -> int:
+    """``index`` as a Python integer. Raises ``ConfigurationError`` if no question has it."""
+    if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < len(source):
+        raise ConfigurationError(f"index must be an integer in [0, {len(source)}), the number of questions; got {index!r}.")
+    return int(index)
+
+
+def question_of(source: QuestionSource, which: int | str) -> Question:
+    """The question with this id or at this index. Raises ``UnknownQuestionError`` or ``ConfigurationError`` if there is none."""
+    return source[source.index_of(which) if isinstance(which, str) else checked_index(source, which)]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from searchqa_envs.episode import Episode
 from searchqa_envs.errors import ConfigurationError, EpisodeStateError
+from searchqa_envs.questions import checked_index
 from searchqa_envs.rules import Rules
 
 STATE_VERSION = 1
@@ -47,10 +48,7 @@ class EpisodeSlot:
         source = self.rules.source
         if "question_id" in options:
             return source.index_of(str(options["question_id"]))
-        index = options["index"]
-        if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < len(source):
-            raise ConfigurationError(f"index must be an integer in [0, {len(source)}), the number of questions; got {index!r}.")
-        return int(index)
+        return checked_index(source, options["index"])
 
     def _next_index(self, rng: np.random.Generator) -> int:
         size = len(self.rules.source)

@@ -3,6 +3,7 @@
 #
 #   scripts/verl/train.sh ppo|grpo|reinforce_plus_plus [verl override ...]
 #
+# PYTHON names the Python of an environment with verl and this project (engines_environment.sh says how to make one); default python3.
 # First write the rows:
 #   searchqa data rows hotpotqa --split train --out data/train.parquet
 #   searchqa data rows hotpotqa --split dev --count 512 --out data/dev.parquet

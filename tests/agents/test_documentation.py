@@ -62,6 +62,15 @@ def test_the_loop_of_ones_own_runs(tmp_path: Path) -> None:
     assert "exact match" in run("own_loop.py", folder=tmp_path)
 
 
+def test_the_stable_baselines3_program_is_the_same_on_both_pages_and_runs(tmp_path: Path) -> None:
+    [program] = [text for text in PROGRAMS if "SearchQAPolicy" in text]
+    assert program in programs("README.md")
+    (tmp_path / "sb3.py").write_text(program.replace("learn(5120", "learn(512"), encoding="utf-8")
+    assert "rollout/" in run("sb3.py", folder=tmp_path)
+    assert (tmp_path / "ppo.zip").is_file()
+    assert (tmp_path / "checkpoint" / "config.json").is_file()
+
+
 @pytest.mark.slow
 def test_the_registered_algorithm_learns(tmp_path: Path) -> None:
     import json

@@ -73,6 +73,27 @@ class Down:
         raise RetrieverUnavailable("the search server is gone")
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("trl_grpo", {"updates": 1, "questions": 4, "group_size": 4}),
+        ("sb3_train", {"algorithm": "ppo", "timesteps": 24, "n_envs": 6, "n_steps": 4, "batch_size": 12}),
+        ("sb3_train", {"algorithm": "a2c", "timesteps": 24, "n_envs": 6, "n_steps": 4}),
+    ],
+)
+def test_an_example_of_a_library_trains(name, arguments, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    policy = load(name).train(**arguments)
+    after = weights(getattr(policy, "language_model", policy))
+    assert torch.isfinite(after).all()
+    assert not torch.equal(after, weights(shipped(gym.make("SearchQA-World-v0"))))
+
+
+def test_the_skyrl_example_answers_its_question(capsys):
+    assert load("skyrl_env").main() == 1.0
+    assert "<information>" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_training_changes_the_weights_and_is_a_function_of_the_seed(name):
     before = weights(shipped(gym.make("SearchQA-World-v0")))

@@ -130,6 +130,13 @@ def test_answers(loop, message, finish_reason, answer):
     assert (reward, terminated, info["answer"]) == (1.0, True, answer)
 
 
+def nested(text):
+    """Parts of parts, deeper than Python's recursion."""
+    for _ in range(5000):
+        text = [{"type": "text", "text": text}]
+    return text
+
+
 BAD_ARGUMENTS = [
     "Warsaw",  # not JSON
     "",
@@ -198,6 +205,7 @@ def test_an_unknown_tool(loop, one):
         (said("Vistula"), "length"),
         (said("Vistula"), "content_filter"),
         (said(7), "stop"),
+        (said(nested("Vistula")), "stop"),
         (said({"text": "Vistula"}), "stop"),
         (said(None, tool_calls="search"), "stop"),
     ],

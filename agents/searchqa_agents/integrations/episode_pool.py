@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from searchqa_envs.errors import EpisodeStateError
 from searchqa_envs.vector import SearchQAVectorEnv
 
 
@@ -67,10 +68,25 @@ class EpisodePool:
         self._queue: deque[asyncio.Future[None]] = deque()
         self._pending: list[tuple[_Call, asyncio.Future[Any]]] = []
         self._worker: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @contextlib.asynccontextmanager
     async def episode(self, options: Mapping[str, Any] | None = None, *, seed: int | None = None) -> AsyncIterator[PooledEpisode]:
-        """Begin an episode; ``options`` and ``seed`` as in the environment's ``reset``. Its place is free again behind the ``async with``."""
+        """Begin an episode; ``options`` and ``seed`` as in the environment's ``reset``. Its place is free again behind the ``async with``.
+
+        Raises
+        ------
+        EpisodeStateError
+            While episodes go on in another event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None and not self._loop.is_closed() and len(self._free) < self.venv.num_envs:
+                raise EpisodeStateError(
+                    "An episode pool serves one event loop at a time, and episodes of another one go on. Make a pool for each, each with its own "
+                    "vector environment."
+                )
+            self._loop = loop
         place = await self._take_place()
         try:
             episode = PooledEpisode(self, place)

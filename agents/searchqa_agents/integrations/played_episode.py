@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ async def play_episode(pool: EpisodePool, question_id: str, generate: Generate, 
     Raises
     ------
     EpisodeLostError
-        If the last try is lost too: the search back end failed, the engine broke off, or it gave log-probabilities that do not fit its ids.
+        If the last try is lost too: the search back end failed, the engine broke off, or it gave log-probabilities that do not fit its ids or are not numbers.
     """
     for attempt in range(1 + retries):
         try:
@@ -130,12 +131,14 @@ async def _one_turn(pool: EpisodePool, episode: PooledEpisode, generate: Generat
         raise EpisodeLostError("The engine broke off in the middle of a segment.")
     if written.logprobs is not None and len(written.logprobs) != len(written.ids):
         raise EpisodeLostError(f"The engine gave {len(written.logprobs)} log-probabilities for {len(written.ids)} ids.")
+    if written.logprobs is not None and not all(value is not None and math.isfinite(value) for value in written.logprobs):
+        raise EpisodeLostError("The engine gave log-probabilities that are not finite numbers.")
     await episode.step(_known_ids(written.ids, pool.venv.tokenizer.vocab_size))
     used = episode.info["turn_record"].segment_tokens_used
     if used and written.logprobs is None:
         play.logprobs = None
     elif used and play.logprobs is not None and written.logprobs is not None:
-        play.logprobs += written.logprobs[:used]
+        play.logprobs += map(float, written.logprobs[:used])
     play.segments += 1
     play.seconds["model"] += generated - started
     play.seconds["environment"] += time.perf_counter() - generated

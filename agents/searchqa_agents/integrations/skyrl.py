@@ -38,8 +38,8 @@ from searchqa_agents.integrations import engine_module
 from searchqa_agents.integrations.episode_pool import shared_pool
 from searchqa_agents.integrations.played_episode import EpisodeLostError
 from searchqa_envs.episode import Step
-from searchqa_envs.errors import ConfigurationError
-from searchqa_envs.questions import Question
+from searchqa_envs.errors import ConfigurationError, InvalidSegmentError
+from searchqa_envs.questions import Question, question_of
 from searchqa_envs.rules import Rules
 from searchqa_envs.slot import EpisodeSlot
 from searchqa_retrievers.types import SearchRequest
@@ -82,7 +82,7 @@ def question_rows(
     rules = _shared_rules(env_id, arguments)
     source = rules.source
     for one in range(len(source)) if chosen is None else chosen:
-        question = source[source.index_of(one) if isinstance(one, str) else one]
+        question = question_of(source, one)
         yield {
             "prompt": [{"role": "user", "content": _prompt(rules, question)}],
             "env_class": name,
@@ -154,6 +154,8 @@ class SearchQATextEnv(_base.BaseTextEnv):  # type: ignore[misc]  # skyrl-gym is 
         EpisodeLostError
             If the search back end is lost. The episode is as it was: the same step can be taken again.
         """
+        if not isinstance(action, str):
+            raise InvalidSegmentError(f"An action is text; got {type(action).__name__}.")
         episode = self._slot.current()
         request = episode.submit(self._rules.check_segment(self._rules.encode(action)))
         _, reward, terminated, truncated, info = episode.resolve() if request is None else self._searched(request)

@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from searchqa_agents.integrations import engine_module
@@ -50,9 +51,11 @@ from searchqa_agents.rollout import episode_seed, rollout
 from searchqa_agents.trajectory import Trajectory
 from searchqa_agents.transformers_lm import BANNED, TransformersLM
 from searchqa_envs.errors import ConfigurationError
+from searchqa_envs.questions import question_of
 from searchqa_envs.slot import EpisodeSlot
 from searchqa_envs.tokenizers.base import Tokenizer
 from searchqa_envs.tokenizers.table import TableTokenizer
+from searchqa_envs.vector import SearchQAVectorEnv
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -75,7 +78,7 @@ def question_rows(venv: Any, questions: Sequence[int | str] | None = None) -> An
     """
     source = venv.unwrapped.source
     chosen = range(len(source)) if questions is None else questions
-    asked = [source[source.index_of(one) if isinstance(one, str) else one] for one in chosen]
+    asked = [question_of(source, one) for one in chosen]
     rows = [{"prompt": QUESTION_ID + question.id, "question": question.question} for question in asked]
     return engine_module("datasets", "trl", "datasets").Dataset.from_list(rows)
 
@@ -113,6 +116,14 @@ def make_rollout_func(
         )
     if retries < 0:
         raise ConfigurationError(f"retries must be at least 0; got {retries}.")
+    engine_module("trl", "trl", "trl 1.16")
+    for given in (venv,) if eval_venv is None else (venv, eval_venv):
+        base = getattr(given, "unwrapped", given)
+        if not isinstance(base, SearchQAVectorEnv) or base.autoreset_mode is not AutoresetMode.DISABLED:
+            raise ConfigurationError(
+                f"make_rollout_func takes a vector environment of ours whose autoreset_mode is DISABLED; got {given!r}. "
+                'Make one: gym.make_vec(id, num_envs=..., autoreset_mode="DISABLED").'
+            )
     rollouts: Counter[tuple[int, ...]] = Counter()
 
     def rollout_func(prompts: list[str], trainer: Any) -> dict[str, Any]:
@@ -213,7 +224,7 @@ class SearchTools:
             The pages found.
         """
         tags = self._rules.dialect
-        return self._step(f"{tags.search_open} {self._rules.defused(query)} {tags.search_close}")
+        return self._step(f"{tags.search_open} {self._rules.defused(str(query))} {tags.search_close}")
 
     def answer(self, text: str) -> str:
         """Give the final answer to the question. It can be given once.

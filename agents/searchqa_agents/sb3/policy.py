@@ -94,7 +94,7 @@ class SearchQAPolicy(ActorCriticPolicy):
         space = _checked_spaces(observation_space, action_space)
         if use_sde:
             raise ConfigurationError("use_sde is for continuous actions, and tokens are discrete; leave it False.")
-        if not temperature > 0:
+        if not isinstance(temperature, float | int) or not temperature > 0:
             raise ConfigurationError(
                 f"temperature must be above 0; got {temperature!r}. predict(..., deterministic=True) is temperature 0."
             )

@@ -58,8 +58,12 @@ def make_vec_env(
     ConfigurationError
         For arguments that cannot be.
     """
-    import searchqa_envs  # noqa: F401, registers the ids
+    import searchqa_envs  # registers the ids
 
+    if env_id not in searchqa_envs.ENV_IDS or "autoreset_mode" in arguments:
+        raise ConfigurationError(
+            f"make_vec_env makes {', '.join(searchqa_envs.ENV_IDS)}, and resets them itself (no autoreset_mode); got {env_id!r} with {sorted(arguments)}."
+        )
     venv: Any = gym.make_vec(env_id, num_envs=n_envs, autoreset_mode="DISABLED", **arguments)
     made = SearchQAVecEnv(venv, level=level, max_backend_errors=max_backend_errors)
     if seed is not None:
@@ -87,7 +91,7 @@ class SearchQAVecEnv(VecEnv):
     level
         ``segment``: a step is a whole segment. ``token``: a step is a token; an environment is stepped at the token that ends its segment.
     max_backend_errors
-        So many steps in a row may lose their search before :class:`~searchqa_retrievers.types.RetrieverUnavailable` is raised.
+        At so many steps in a row that lose their search :class:`~searchqa_retrievers.types.RetrieverUnavailable` is raised.
 
     Attributes
     ----------

@@ -10,7 +10,8 @@ import pytest
 
 import searchqa_envs  # noqa: F401, registers the ids
 from searchqa_agents.integrations.episode_pool import EpisodePool, shared_pool
-from searchqa_envs.errors import ConfigurationError, InvalidSegmentError
+from searchqa_agents.integrations.played_episode import EpisodeLostError, Generated, play_episode
+from searchqa_envs.errors import ConfigurationError, EpisodeStateError, InvalidSegmentError
 from searchqa_retrievers import Hit, Passage
 
 
@@ -113,7 +114,46 @@ def test_places_come_back_when_a_coroutine_is_cancelled_and_the_pool_serves_anot
     assert pool._free == [0]
 
 
+def test_a_second_event_loop_is_refused_while_episodes_of_the_first_go_on():
+    pool = make_pool(2)
+
+    async def hold():
+        async with pool.episode({"index": 0}):
+            with pytest.raises(EpisodeStateError, match="one event loop at a time"):
+                await asyncio.to_thread(asyncio.run, play(pool, 1, *TEXTS))
+        return await play(pool, 1, *TEXTS)
+
+    assert asyncio.run(hold()).ended
+
+
 def test_the_shared_pool_is_made_once():
     arguments = {"num_envs": 2, "hops": 2, "split": "dev"}
     assert shared_pool("SearchQA-World-v0", **arguments) is shared_pool("SearchQA-World-v0", **arguments)
     assert shared_pool("SearchQA-World-v0", num_envs=2, hops=1, split="dev") is not shared_pool("SearchQA-World-v0", **arguments)
+
+
+@pytest.mark.parametrize("logprobs", [[None], [float("nan")], [float("-inf")], []])
+def test_an_engine_that_gives_no_numbers_loses_the_episode(logprobs):
+    pool = make_pool(1)
+    answer = pool.venv.tokenizer.encode("<answer> x </answer>")
+    question_id = pool.venv.source[0].id
+    tries = []
+
+    async def generate(context):
+        tries.append(context)
+        return Generated(answer, logprobs and logprobs * len(answer))
+
+    with pytest.raises(EpisodeLostError, match="log-probabilities"):
+        asyncio.run(play_episode(pool, question_id, generate, retries=1))
+    assert len(tries) == 2
+
+
+def test_log_probabilities_may_be_an_array():
+    pool = make_pool(1)
+    answer = pool.venv.tokenizer.encode("<answer> x </answer>")
+
+    async def generate(context):
+        return Generated(np.array(answer), np.full(len(answer), -0.5, dtype=np.float32))
+
+    played = asyncio.run(play_episode(pool, pool.venv.source[0].id, generate, retries=0))
+    assert played.logprobs.tolist() == [0.0] * played.prompt_length + [-0.5] * len(answer)

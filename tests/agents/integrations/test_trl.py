@@ -741,3 +741,15 @@ def test_without_trl_the_error_says_what_to_install(venv, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(EngineNotFoundError, match=r"pip install 'searchqa-gym\[trl\]'"):
         question_rows(venv, [0])
+
+
+def test_what_is_no_vector_environment_of_ours_is_refused_at_once():
+    for wrong in (None, gym.make("SearchQA-World-v0"), gym.make_vec("SearchQA-World-v0", num_envs=2)):
+        with pytest.raises(ConfigurationError, match="DISABLED"):
+            make_rollout_func(wrong)
+
+
+def test_rows_of_questions_that_there_are_not_are_refused():
+    venv = gym.make_vec("SearchQA-World-v0", num_envs=2, autoreset_mode="DISABLED")
+    with pytest.raises(ConfigurationError, match="index must be"):
+        question_rows(venv, [-1])

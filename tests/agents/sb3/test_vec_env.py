@@ -236,3 +236,9 @@ def test_what_cannot_be_adapted_is_refused():
         make_vec_env("SearchQA-World-v0", 0, **WORLD)
     with pytest.raises(ConfigurationError, match="max_backend_errors"):
         make_vec_env("SearchQA-World-v0", 1, max_backend_errors=0, **WORLD)
+
+
+@pytest.mark.parametrize(("env_id", "arguments"), [("CartPole-v1", {}), ("SearchQA-World-v0", {"autoreset_mode": "SAME_STEP"})])
+def test_what_make_vec_env_cannot_make_is_named(env_id, arguments):
+    with pytest.raises(ConfigurationError, match=env_id):
+        make_vec_env(env_id, 2, **arguments)
