@@ -17,9 +17,12 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env as make_single_envs
 from stable_baselines3.common.evaluation import evaluate_policy
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 import searchqa_envs  # noqa: F401, registers the ids
 from searchqa_agents.cli import main
+from searchqa_agents.models import make_tiny_model
 from searchqa_agents.policy import Policy
 from searchqa_agents.sb3 import EpisodeMetricsCallback, ProgressCallback, SearchQAPolicy, make_vec_env
 from searchqa_envs.errors import ConfigurationError
@@ -436,3 +439,30 @@ def test_trpo_learns_to_write_what_can_be_read():
     model.learn(24 * 128)
     after, _ = evaluate_policy(model, held_out, n_eval_episodes=200, deterministic=False)
     assert after > before + 0.12
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-2)])
+def test_a_model_with_its_own_tokenizer_trains_is_saved_and_loaded(dtype, tolerance, tmp_path):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        [], trainers.BpeTrainer(special_tokens=["[end]", "[pad]"], initial_alphabet=alphabet, show_progress=False)
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[end]", pad_token="[pad]").save_pretrained(tmp_path / "model")
+    shape = {"hidden_size": 16, "num_heads": 2, "feed_forward_size": 16}
+    make_tiny_model(300, 0, pad_id=1, eos_id=0, **shape).save_pretrained(tmp_path / "model")
+    env = make_env(tokenizer=str(tmp_path / "model"), max_segment_tokens=12, max_observation_tokens=64)
+    settings = {"checkpoint": str(tmp_path / "model"), "dtype": dtype}
+    model = PPO(SearchQAPolicy, env, n_steps=4, batch_size=8, gamma=1.0, seed=0, policy_kwargs=settings).learn(16)
+    observations, actions = played(env, model.policy)
+    values, logprobs, _ = model.policy.evaluate_actions(observations, actions)
+    model.save(tmp_path / "ppo.zip")
+    loaded = PPO.load(tmp_path / "ppo.zip", env=env)
+    again = loaded.policy.evaluate_actions(observations, actions)
+    assert torch.equal(values, again[0])
+    assert torch.equal(logprobs, again[1])
+    observation = env.reset()
+    torch.manual_seed(0)
+    acted, _, of_rollout = model.policy(tensors(observation))
+    assert (of_rollout - model.policy.evaluate_actions(tensors(observation), acted)[1]).abs().max() < tolerance
