@@ -1,0 +1,139 @@
+"""Search by the nearness of meaning: a sentence encoder and the vectors of all passages."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from searchqa_retrievers.checks import check_request
+from searchqa_retrievers.corpus import Corpus
+from searchqa_retrievers.dense_index import STORAGE, DenseIndex, index_folder, open_or_build
+from searchqa_retrievers.paths import cache_root
+from searchqa_retrievers.types import Hit, Passage, RetrieverError, SearchRequest, default_cache_key
+
+if TYPE_CHECKING:
+    from searchqa_retrievers.encoders import Encoder
+
+
+class DenseRetriever:
+    """The passages whose vectors have the greatest inner product with that of the query (FAISS, exact).
+
+    A score is the cosine, computed from the stored vectors in float64 and rounded to float32. There are always ``min(top_k, N)`` hits.
+    FAISS and PyTorch take as many threads as ``OMP_NUM_THREADS`` says. The object can be shared by threads, and pickled: it comes back
+    by opening the index again.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        Its ``contents`` (title and text) are encoded.
+    encoder : str or Encoder
+        A name of ``ENCODER_PRESETS``, or an encoder.
+    storage : str
+        ``"float32"``, or ``"float16"`` for half the disk.
+    cache_dir : path or None
+        Folder for indexes. Default: ``$SEARCHQA_CACHE``, else the user's cache folder for ``searchqa``.
+    query_entries : int
+        Vectors of this many queries are kept in memory, the least recently used are forgotten first; at least 1.
+    show_progress : bool
+        A progress bar on stderr while passages are encoded in a terminal.
+
+    Raises
+    ------
+    RetrieverError
+        A setting is out of its range, FAISS is missing, or the index cannot be built or opened.
+    """
+
+    name = "dense"
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        encoder: str | Encoder = "search-r1",
+        storage: str = "float32",
+        cache_dir: str | Path | None = None,
+        query_entries: int = 10_000,
+        show_progress: bool = True,
+    ) -> None:
+        if storage not in STORAGE:
+            raise RetrieverError(f"storage must be one of {', '.join(STORAGE)}, got {storage!r}")
+        if query_entries < 1:
+            raise RetrieverError(f"query_entries must be at least 1, got {query_entries}")
+        _require_faiss()
+        from searchqa_retrievers.encoders import Encoder
+
+        self.corpus = corpus
+        self.encoder = Encoder(encoder) if isinstance(encoder, str) else encoder
+        self._arguments = (corpus, encoder, storage, cache_dir, query_entries, show_progress)
+        self._storage = storage
+        root = cache_root() if cache_dir is None else Path(cache_dir)
+        folder = index_folder(root / "dense", corpus, self.encoder, storage)
+        self.index = DenseIndex(open_or_build(folder, corpus, self.encoder, storage, show_progress))
+        self._query_entries = query_entries
+        self._queries: OrderedDict[str, npt.NDArray[np.float32]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
+        """Answer all requests; equal queries are encoded and searched once."""
+        for request in requests:
+            check_request(request, self.name)
+        if not requests:
+            return []
+        queries = list(dict.fromkeys(request.query for request in requests))
+        # A result for a smaller top_k is the beginning of that for a larger one, since the order is total.
+        ranked = dict(zip(queries, self.index.search(self._encode(queries), max(r.top_k for r in requests)), strict=True))
+        ids, titles, texts = self.corpus.ids, self.corpus.titles, self.corpus.texts
+        answers = []
+        for request in requests:
+            positions, scores = ranked[request.query]
+            k = request.top_k
+            answers.append([Hit(Passage(ids[i], titles[i], texts[i]), score) for i, score in zip(positions[:k], scores[:k], strict=True)])
+        return answers
+
+    def cache_key(self, request: SearchRequest) -> Hashable:
+        return default_cache_key(request)
+
+    def stamp(self) -> dict[str, Any]:
+        """The settings that a result depends on, for the record of a run."""
+        return {
+            "retriever": self.name,
+            "encoder": self.encoder.stamp(),
+            "storage": self._storage,
+            "corpus_sha256": self.corpus.sha256,
+            "passages": len(self.corpus),
+        }
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DenseRetriever:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DenseRetriever, self._arguments
+
+    def __repr__(self) -> str:
+        return f"DenseRetriever({self.corpus!r}, {self.encoder!r}, storage={self._storage!r})"
+
+    def _encode(self, queries: list[str]) -> npt.NDArray[np.float32]:
+        """Vectors [Q, D] of distinct queries."""
+        with self._lock:
+            known = {query: self._queries[query] for query in queries if query in self._queries}
+        missing = [query for query in queries if query not in known]
+        known.update(zip(missing, self.encoder.encode_queries(missing), strict=True))
+        with self._lock:
+            for query in queries:
+                self._queries[query] = known[query]
+                self._queries.move_to_end(query)
+            while len(self._queries) > self._query_entries:
+                self._queries.popitem(last=False)
+        return np.stack([known[query] for query in queries])
+
+
+def _require_faiss() -> None:
+    try:
+        import faiss  # noqa: F401 - the question is whether it is there
+    except ImportError as error:
+        raise RetrieverError("dense search needs FAISS: pip install 'searchqa-gym[cpu]' (or [gpu], not both)") from error
