@@ -31,7 +31,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.test
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
-run: $(VENV)/.agents ## train an agent to search, from nothing, and show that it learned (about 5 minutes on 2 cores)
+run: $(VENV)/.agents ## train an agent to search, from nothing, and show that it learned (about 3 minutes on 2 cores)
 	$(BIN)/searchqa train
 
 test: $(VENV)/.test ## run the tests (real questions too where SEARCHQA_DATA names them)
