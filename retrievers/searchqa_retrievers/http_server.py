@@ -1,0 +1,330 @@
+"""Any retriever as a search server, for this package's client and for those of Search-R1, R1-Searcher and ZeroSearch.
+
+========================  ===================================================================================================================
+``POST /search``          this package's format
+``POST /retrieve``        Search-R1's (``queries``) and ZeroSearch's wiki server's (``query``)
+``POST /queries``         R1-Searcher's
+``GET /health``           200 while the process lives; the only path that asks for no token
+``GET /ready``            200 when a search has an answer now, else 503
+``GET /metrics``          counters for Prometheus
+========================  ===================================================================================================================
+
+Searches that come at the same time go to the retriever in one call: while one call runs, in a thread, the next ones gather. Errors are answered as
+``{"error": message}``: 400 no JSON, 401 no token, 408 a body that does not come, 413 too much, 422 not the format or a request that the retriever refuses,
+503 with ``Retry-After`` when the back end is lost or too many searches wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from searchqa_retrievers.http_formats import DEFAULT_TOP_K, FORMATS, FormatError, format_of, from_json, to_json
+from searchqa_retrievers.types import Hit, Retriever, RetrieverError, RetrieverUnavailable, SearchRequest
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+logger = logging.getLogger(__name__)
+
+BODY_SECONDS = 30.0
+"""Longest time for the body of a request to come in."""
+RETRY_SECONDS = 1
+"""What ``Retry-After`` says."""
+STOP_SECONDS = 30
+"""At a stop, requests under way have so long to end."""
+LATENCIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Upper bounds, in seconds, of the histogram of latencies."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes before it says 413 or 503."""
+
+    window: float = 0.002
+    """seconds in which further searches may join one that finds the retriever idle"""
+    batch: int = 512
+    """requests in one call of the retriever, beyond which the rest waits for the next; a body's requests stay together"""
+    waiting: int = 16_384
+    """requests that may wait"""
+    passages: int = 100_000
+    """passages that one body may ask for, over all its queries"""
+    body_bytes: int = 2**24
+    """length of a body"""
+
+
+@dataclass(frozen=True)
+class _Job:
+    requests: Sequence[SearchRequest]
+    answer: asyncio.Future[list[list[Hit]]]
+
+
+class _Busy(Exception):
+    """Too many requests wait."""
+
+
+class _Batcher:
+    """Gathers the searches of many connections into few calls of a retriever, one call at a time."""
+
+    def __init__(self, retriever: Retriever, limits: Limits) -> None:
+        self._retriever = retriever
+        self._limits = limits
+        self._jobs: deque[_Job] = deque()
+        self._arrived = asyncio.Event()
+        self.waiting = 0
+        self.counts: Counter[str] = Counter()
+        self.seconds = 0.0
+
+    async def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
+        """Raises what the retriever raises, or :class:`_Busy`."""
+        if not requests:
+            return []
+        if self._jobs and self.waiting + len(requests) > self._limits.waiting:
+            raise _Busy
+        job = _Job(requests, asyncio.get_running_loop().create_future())
+        self._jobs.append(job)
+        self.waiting += len(requests)
+        self._arrived.set()
+        return await job.answer
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, thread_name_prefix="searchqa-search") as thread:
+            while True:
+                if not self._jobs:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+                    await asyncio.sleep(self._limits.window)
+                jobs = self._gather()
+                if jobs:
+                    started = time.perf_counter()
+                    for job, result in zip(jobs, await loop.run_in_executor(thread, self._answers, jobs), strict=True):
+                        if job.answer.cancelled():
+                            continue
+                        if isinstance(result, Exception):
+                            job.answer.set_exception(result)
+                        else:
+                            job.answer.set_result(result)
+                    self.seconds += time.perf_counter() - started
+                    self.counts["batches"] += 1
+                    self.counts["requests"] += sum(len(job.requests) for job in jobs)
+
+    def _gather(self) -> list[_Job]:
+        jobs: list[_Job] = []
+        size = 0
+        while self._jobs and (not jobs or size + len(self._jobs[0].requests) <= self._limits.batch):
+            job = self._jobs.popleft()
+            self.waiting -= len(job.requests)
+            if not job.answer.cancelled():  # else its client has gone
+                jobs.append(job)
+                size += len(job.requests)
+        return jobs
+
+    def _answers(self, jobs: Sequence[_Job]) -> list[list[list[Hit]] | Exception]:
+        """The answer or the error of each job. One that the retriever refuses must not spoil the others of its batch, so then each is asked by itself."""
+        try:
+            answers = iter(self._call([request for job in jobs for request in job.requests]))
+            return [[next(answers) for _ in job.requests] for job in jobs]
+        except Exception as error:  # noqa: BLE001 (whatever a retriever raises goes to the connections that wait)
+            if len(jobs) == 1 or isinstance(error, RetrieverUnavailable):
+                return [error] * len(jobs)
+            return [self._answers([job])[0] for job in jobs]
+
+    def _call(self, requests: list[SearchRequest]) -> list[list[Hit]]:
+        answers = self._retriever.search(requests)
+        if len(answers) != len(requests):
+            raise RuntimeError(f"the retriever gave {len(answers)} answers to {len(requests)} requests; it must give one each")
+        return answers
+
+
+class SearchServer:
+    """The state behind an application: a retriever, its batches, and what was counted; :func:`create_app` makes the application."""
+
+    def __init__(self, retriever: Retriever, token: str | None, default_top_k: int, limits: Limits) -> None:
+        self._retriever = retriever
+        self._token = None if token is None else f"Bearer {token}".encode()
+        self._default_top_k = default_top_k
+        self._limits = limits
+        self._batcher: _Batcher
+        self._statuses: Counter[tuple[str, int]] = Counter()
+        self._latencies = [0] * (len(LATENCIES) + 1)
+        self._latency_sum = 0.0
+        self._probes = 0
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self._batcher = _Batcher(self._retriever, self._limits)
+        task = asyncio.create_task(self._batcher.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def answer(self, request: Request) -> Response:
+        """``POST`` to a path of a format."""
+        from starlette.responses import Response
+
+        started = time.perf_counter()
+        status, body = await self._answer(request)
+        headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        if status in (408, 413):
+            headers["Connection"] = "close"  # what is left of the body is not read
+        response = Response(body, status, headers, "application/json")
+        seconds = time.perf_counter() - started
+        self._statuses[request.url.path, status] += 1
+        self._latencies[sum(seconds > bound for bound in LATENCIES)] += 1
+        self._latency_sum += seconds
+        return response
+
+    async def _answer(self, request: Request) -> tuple[int, bytes]:
+        if not self._allowed(request):
+            return 401, _error("a token is needed: Authorization: Bearer ...")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                content = await self._body(request)
+        except TimeoutError:
+            return 408, _error(f"the body did not come within {BODY_SECONDS:g} s")
+        if content is None:
+            return 413, _error(f"a body may have {self._limits.body_bytes} bytes; ask in smaller batches")
+        try:
+            value = from_json(content)
+        except FormatError as error:
+            return 400, _error(str(error))
+        try:
+            format_ = format_of(request.url.path, value)
+            question = format_.read_request(value, self._default_top_k)
+            if sum(asked.top_k for asked in question.requests) > self._limits.passages:
+                return 413, _error(f"a request may ask for {self._limits.passages} passages in all; ask in smaller batches")
+            answers = await self._batcher.search(question.requests)
+            return 200, to_json(format_.write_answer(question, answers))
+        except _Busy:
+            return 503, _error(f"{self._batcher.waiting} searches wait; try again")
+        except RetrieverUnavailable as error:
+            logger.warning("The back end is lost: %s", error)
+            return 503, _error(f"the back end is lost: {error}")
+        except RetrieverError as error:
+            return 422, _error(str(error))
+        except Exception:
+            logger.exception("A search failed")
+            return 500, _error("the search failed; the server's log has the trace")
+
+    async def health(self, request: Request) -> Response:
+        from starlette.responses import JSONResponse
+
+        return JSONResponse({"status": "alive"})
+
+    async def ready(self, request: Request) -> Response:
+        from starlette.responses import JSONResponse
+
+        if not self._allowed(request):
+            return JSONResponse({"error": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
+        self._probes += 1  # a new query each time, which no cache answers
+        try:
+            await self._batcher.search([SearchRequest(f"ready {self._probes}", 1)])
+        except Exception as error:  # noqa: BLE001 (whatever it is, a server that cannot search is not ready)
+            return JSONResponse({"ready": False, "error": f"{type(error).__name__}: {error}"}, 503, {"Retry-After": str(RETRY_SECONDS)})
+        return JSONResponse({"ready": True})
+
+    async def metrics(self, request: Request) -> Response:
+        from starlette.responses import PlainTextResponse
+
+        if not self._allowed(request):
+            return PlainTextResponse("a token is needed\n", 401, {"WWW-Authenticate": "Bearer"})
+        return PlainTextResponse(self._metrics(), media_type="text/plain; version=0.0.4")
+
+    def _metrics(self) -> str:
+        """https://prometheus.io/docs/instrumenting/exposition_formats/"""
+        batcher = self._batcher
+        lines = ["# TYPE searchqa_http_requests_total counter"]
+        lines += [f'searchqa_http_requests_total{{path="{p}",status="{s}"}} {n}' for (p, s), n in sorted(self._statuses.items())]
+        lines.append("# TYPE searchqa_http_request_seconds histogram")
+        total = 0
+        for bound, count in zip((*map(str, LATENCIES), "+Inf"), self._latencies, strict=True):
+            total += count
+            lines.append(f'searchqa_http_request_seconds_bucket{{le="{bound}"}} {total}')
+        lines += [f"searchqa_http_request_seconds_sum {self._latency_sum}", f"searchqa_http_request_seconds_count {total}"]
+        for name, kind, value in (
+            ("searches_total", "counter", batcher.counts["requests"]),
+            ("search_batches_total", "counter", batcher.counts["batches"]),
+            ("search_seconds_total", "counter", batcher.seconds),
+            ("searches_waiting", "gauge", batcher.waiting),
+        ):
+            lines += [f"# TYPE searchqa_{name} {kind}", f"searchqa_{name} {value}"]
+        return "\n".join(lines) + "\n"
+
+    def _allowed(self, request: Request) -> bool:
+        given = request.headers.get("Authorization", "").encode("latin-1")
+        return self._token is None or hmac.compare_digest(given, self._token)
+
+    async def _body(self, request: Request) -> bytes | None:
+        """None: longer than allowed."""
+        content = bytearray()
+        async for part in request.stream():
+            content += part
+            if len(content) > self._limits.body_bytes:
+                return None
+        return bytes(content)
+
+
+def create_app(
+    retriever: Retriever, *, token: str | None = None, default_top_k: int = DEFAULT_TOP_K, limits: Limits | None = None
+) -> Starlette:
+    """An ASGI application that answers searches with ``retriever``, which one thread at a time calls.
+
+    Parameters
+    ----------
+    token
+        Demanded as ``Authorization: Bearer`` on all paths but ``/health``; None: nothing is demanded.
+    default_top_k
+        Passages for each query where a request of Search-R1 or R1-Searcher leaves the number open.
+    """
+    from starlette.applications import Starlette
+    from starlette.routing import Route
+
+    server = SearchServer(retriever, token, default_top_k, limits or Limits())
+    routes = [Route(path, server.answer, methods=["POST"]) for path in sorted({format_.path for format_ in FORMATS.values()})]
+    routes += [Route(path, end) for path, end in (("/health", server.health), ("/ready", server.ready), ("/metrics", server.metrics))]
+    return Starlette(routes=routes, lifespan=server.lifespan)
+
+
+def serve(
+    retriever: Retriever, host: str = "127.0.0.1", port: int = 8000, *, token: str | None = None, default_top_k: int = DEFAULT_TOP_K
+) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way are still answered.
+
+    Raises
+    ------
+    RetrieverError
+        ``host`` is not a loopback address and there is no token.
+    """
+    if token is None and not _is_loopback(host):
+        raise RetrieverError(f"a server on {host!r} can be reached from outside and needs a token; give one, or serve on 127.0.0.1")
+    import uvicorn
+
+    app = create_app(retriever, token=token, default_top_k=default_top_k)
+    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=STOP_SECONDS, access_log=False, log_level="warning")
+
+
+def _error(message: str) -> bytes:
+    return to_json({"error": message})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

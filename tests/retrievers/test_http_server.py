@@ -1,0 +1,277 @@
+"""The search server, over loopback: the published clients' requests, batches, limits, tokens, and a lost back end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+import uvicorn
+
+from searchqa_retrievers import BM25Retriever, Corpus, Hit, Passage, RetrieverError, RetrieverUnavailable, from_function
+from searchqa_retrievers.http_server import Limits, create_app, serve
+
+CORPUS = Corpus.from_passages(
+    [
+        ("1", "Oslo", "Oslo is the capital of Norway."),
+        ("2", "Paris", "Paris is the capital of France."),
+        ("3", "Seine", "The Seine is a river in France."),
+        ("4", "", "A text without a title, about no river."),
+    ]
+)
+
+
+@contextlib.contextmanager
+def running(retriever, **options):
+    """A client of a real server."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_app(retriever, **options), log_level="error", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        with httpx2.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def client():
+    with running(BM25Retriever(CORPUS)) as client:
+        yield client
+
+
+class Slow:
+    """Holds each call until it is let go, and writes down what it was asked."""
+
+    def __init__(self):
+        self.calls = []
+        self.go = threading.Event()
+
+    def search(self, requests):
+        self.calls.append([request.query for request in requests])
+        assert self.go.wait(20)
+        return [[Hit(Passage(request.query, "", f"about {request.query}"), 1.0)] for request in requests]
+
+    def cache_key(self, request):
+        return request.query
+
+
+def until(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_search_r1_with_scores(client):
+    reply = client.post("/retrieve", content=b'{"queries": ["river in France", "Norway"], "topk": 1, "return_scores": true}')
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "application/json"
+    [[first], [second]] = reply.json()["result"]
+    assert first["document"] == {"id": "3", "contents": '"Seine"\nThe Seine is a river in France.'}
+    assert second["document"]["contents"] == '"Oslo"\nOslo is the capital of Norway.'
+    assert first["score"] > 0
+
+
+def test_search_r1_without_scores_and_with_the_servers_own_number(client):
+    reply = client.post("/retrieve", content=b'{"queries": ["a river, a capital, a title"], "topk": null, "return_scores": false}')
+    [documents] = reply.json()["result"]
+    assert len(documents) == 3
+    assert all(set(document) == {"id", "contents"} for document in documents)
+
+
+def test_r1_searcher(client):
+    reply = client.post("/queries", content=b'{"queries": ["Norway", "zyzzyva"], "k": 5}')
+    assert reply.json() == {"queries": ["Norway", "zyzzyva"], "answers": [["Oslo Oslo is the capital of Norway."], []]}
+
+
+def test_zerosearch(client):
+    reply = client.post("/retrieve", content=b'{"query": "title", "top_k": 5}')
+    assert reply.json() == [{"text": "A text without a title, about no river."}]
+
+
+def test_ours(client):
+    reply = client.post("/search", content=b'{"requests": [{"query": "Norway", "top_k": 1}]}')
+    [[hit]] = reply.json()["answers"]
+    assert hit == {"id": "1", "title": "Oslo", "text": "Oslo is the capital of Norway.", "score": hit["score"]}
+
+
+def test_text_that_utf8_does_not_have_is_answered(client):
+    reply = client.post("/queries", content=b'{"queries": ["\\ud800"], "k": 1}')
+    assert reply.json() == {"queries": ["\ud800"], "answers": [[]]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/retrieve", b"", 400),
+        ("/retrieve", b"{", 400),
+        ("/retrieve", b"[" * 100_000, 400),
+        ("/retrieve", b"\xff", 400),
+        ("/retrieve", b"[]", 422),
+        ("/retrieve", b'{"queries": ["a"], "query": "a"}', 422),
+        ("/retrieve", b'{"queries": ["a"], "topk": -1}', 422),
+        ("/queries", b'{"queries": "a"}', 422),
+        ("/search", b'{"requests": [{"query": "a", "top_k": 1, "filters": {"lang": "en"}}]}', 422),  # BM25 has no filters
+        ("/retrieve", b'{"queries": ["a", "b"], "topk": 50001}', 413),
+        ("/retrieve", b'{"queries": ["a"], "topk": 1' + b"0" * 4_000 + b"}", 413),
+    ],
+)
+def test_bad_requests_get_a_json_error(client, path, body, status):
+    reply = client.post(path, content=body)
+    assert reply.status_code == status
+    assert set(reply.json()) == {"error"}
+
+
+def test_other_paths_and_methods(client):
+    assert client.post("/elsewhere", content=b"{}").status_code == 404
+    assert client.get("/retrieve").status_code == 405
+
+
+def test_a_body_too_long_is_not_read_to_its_end():
+    with running(BM25Retriever(CORPUS), limits=Limits(body_bytes=100)) as client:
+        assert client.post("/queries", content=json.dumps({"queries": ["a" * 200]}).encode()).status_code == 413
+        assert client.post("/queries", content=iter([b"x" * 60, b"x" * 60])).status_code == 413  # no Content-Length
+        assert client.post("/queries", content=b'{"queries": ["Norway"]}').status_code == 200
+
+
+def test_searches_that_wait_go_in_one_call_and_each_gets_its_own_answer():
+    retriever = Slow()
+    with running(retriever) as client, ThreadPoolExecutor(9) as pool:
+
+        def ask(query):
+            return client.post("/queries", json={"queries": [query, query + "!"], "k": 1}).json()["answers"]
+
+        first = pool.submit(ask, "first")
+        until(lambda: retriever.calls)
+        others = {f"q{i}": pool.submit(ask, f"q{i}") for i in range(8)}
+        until(lambda: "searchqa_searches_waiting 16" in client.get("/metrics").text)
+        retriever.go.set()
+        assert first.result() == [["about first"], ["about first!"]]
+        for query, answer in others.items():
+            assert answer.result() == [[f"about {query}"], [f"about {query}!"]]
+        assert [len(call) for call in retriever.calls] == [2, 16]
+        metrics = client.get("/metrics").text
+        assert 'searchqa_http_requests_total{path="/queries",status="200"} 9' in metrics
+        assert "searchqa_searches_total 18" in metrics
+        assert "searchqa_search_batches_total 2" in metrics
+        assert 'searchqa_http_request_seconds_bucket{le="+Inf"} 9' in metrics
+
+
+def test_a_full_queue_turns_searches_away():
+    retriever = Slow()
+    with running(retriever, limits=Limits(waiting=1)) as client, ThreadPoolExecutor(2) as pool:
+        under_way = pool.submit(client.post, "/queries", json={"queries": ["a"]})
+        until(lambda: retriever.calls)
+        waiting = pool.submit(client.post, "/queries", json={"queries": ["b"]})
+        until(lambda: "searchqa_searches_waiting 1" in client.get("/metrics").text)
+        turned_away = client.post("/queries", json={"queries": ["c"]})
+        assert (turned_away.status_code, turned_away.headers["retry-after"]) == (503, "1")
+        retriever.go.set()
+        assert under_way.result().status_code == waiting.result().status_code == 200
+
+
+def test_a_stop_answers_what_is_under_way():
+    retriever = Slow()
+    with ThreadPoolExecutor(1) as pool:
+        with running(retriever) as client:
+            answer = pool.submit(httpx2.post, f"{client.base_url}/queries", json={"queries": ["a"]}, timeout=30)
+            until(lambda: retriever.calls)
+            threading.Timer(0.3, retriever.go.set).start()
+        assert answer.result().json()["answers"] == [["about a"]]
+
+
+def test_a_request_that_the_retriever_refuses_spoils_no_other_of_its_batch():
+    def find(queries, top_k):
+        calls.append(queries)
+        assert go.wait(20)
+        if "bad" in queries:
+            raise ValueError("no")
+        return [[("1", "", query, 1.0)] for query in queries]
+
+    class Refusing:
+        def search(self, requests):
+            return [[Hit(Passage(*row[:3]), row[3]) for row in rows] for rows in find([r.query for r in requests], 1)]
+
+        def cache_key(self, request):
+            return request.query
+
+    calls, go = [], threading.Event()
+    with running(Refusing()) as client, ThreadPoolExecutor(3) as pool:
+        first = pool.submit(client.post, "/queries", json={"queries": ["first"]})
+        until(lambda: calls)
+        bad = pool.submit(client.post, "/queries", json={"queries": ["bad"]})
+        good = pool.submit(client.post, "/queries", json={"queries": ["good"]})
+        until(lambda: "searchqa_searches_waiting 2" in client.get("/metrics").text)
+        go.set()
+        assert first.result().status_code == 200
+        assert bad.result().status_code == 500
+        assert good.result().json()["answers"] == [["good"]]
+        assert sorted(calls[1]) == ["bad", "good"]
+
+
+def test_a_lost_back_end_is_503_until_it_is_back():
+    lost = threading.Event()
+    lost.set()
+
+    def find(queries, top_k):
+        if lost.is_set():
+            raise RetrieverUnavailable("no route")
+        return [[("1", "", "text", 1.0)] for _ in queries]
+
+    with running(from_function(find)) as client:
+        reply = client.post("/queries", json={"queries": ["a"]})
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+        assert "no route" in reply.json()["error"]
+        assert client.get("/ready").status_code == 503
+        assert client.get("/health").status_code == 200
+        lost.clear()
+        assert client.get("/ready").status_code == 200
+        assert client.post("/queries", json={"queries": ["a"]}).status_code == 200
+
+
+def test_an_answer_of_the_wrong_length_or_without_json_is_an_error_of_the_server():
+    class Odd:
+        answers = ()
+
+        def search(self, requests):
+            return list(self.answers)
+
+        def cache_key(self, request):
+            return request.query
+
+    odd = Odd()
+    with running(odd) as client:
+        assert client.post("/queries", json={"queries": ["a"]}).status_code == 500
+        odd.answers = [[Hit(Passage("1", "", ""), float("nan"))]]
+        assert client.post("/search", json={"requests": [{"query": "a", "top_k": 1}]}).status_code == 500
+
+
+def test_a_token_is_demanded_everywhere_but_for_health():
+    with running(BM25Retriever(CORPUS), token="secret") as client:
+        right, wrong = {"Authorization": "Bearer secret"}, {"Authorization": "Bearer secre\u00e9".encode("latin-1")}
+        for method, path in (("POST", "/search"), ("POST", "/retrieve"), ("POST", "/queries"), ("GET", "/ready"), ("GET", "/metrics")):
+            for headers in ({}, wrong):
+                reply = client.request(method, path, headers=headers, content=b'{"requests": []}')
+                assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
+        assert client.post("/search", headers=right, content=b'{"requests": []}').json() == {"answers": []}
+        assert client.get("/ready", headers=right).status_code == client.get("/metrics", headers=right).status_code == 200
+        assert client.get("/health").json() == {"status": "alive"}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
+def test_a_server_that_can_be_reached_from_outside_needs_a_token(host):
+    with pytest.raises(RetrieverError, match="needs a token"):
+        serve(BM25Retriever(CORPUS), host, 0)
