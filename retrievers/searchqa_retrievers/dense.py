@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from searchqa_retrievers.checks import check_request
 from searchqa_retrievers.corpus import Corpus
+from searchqa_retrievers.dense_approximate import KINDS, ApproximateIndex, open_or_train
 from searchqa_retrievers.dense_index import STORAGE, DenseIndex, index_folder, open_or_build
 from searchqa_retrievers.paths import cache_root
 from searchqa_retrievers.types import Hit, Passage, RetrieverError, SearchRequest, default_cache_key
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
 
 class DenseRetriever:
-    """The passages whose vectors have the greatest inner product with that of the query (FAISS, exact).
+    """The passages whose vectors have the greatest inner product with that of the query (FAISS).
 
-    A score is the cosine, computed from the stored vectors in float64 and rounded to float32. There are always ``min(top_k, N)`` hits.
+    A score is the cosine, computed from the stored vectors in float64 and rounded to float32, with every kind of index; hits are
+    ordered by score descending, then by passage id. With ``"flat"`` they are exactly the best, ``min(top_k, N)`` in number.
     FAISS and PyTorch take as many threads as ``OMP_NUM_THREADS`` says. The object can be shared by threads, and pickled: it comes back
     by opening the index again.
 
@@ -34,10 +36,18 @@ class DenseRetriever:
         Its ``contents`` (title and text) are encoded.
     encoder : str or Encoder
         A name of ``ENCODER_PRESETS``, or an encoder.
+    index : str
+        ``"flat"``: exact, reads all vectors for each search. ``"hnsw"`` (graph), ``"ivf"`` (lists), ``"pq"`` (4-bit codes) and
+        ``"ivf-pq"`` (both) find candidates quickly, need at least 1,000 passages, and can miss some of the best.
+        ``dense_approximate.estimate`` tells what each takes.
     storage : str
         ``"float32"``, or ``"float16"`` for half the disk.
     cache_dir : path or None
         Folder for indexes. Default: ``$SEARCHQA_CACHE``, else the user's cache folder for ``searchqa``.
+    rescore_factor : int
+        ``rescore_factor * top_k`` candidates are scored exactly; at least 1, without effect on ``"flat"``.
+    nprobe : int or None
+        Lists read by ``"ivf"`` and ``"ivf-pq"``. Default: one in 32, at least 16.
     query_entries : int
         Vectors of this many queries are kept in memory, the least recently used are forgotten first; at least 1.
     show_progress : bool
@@ -55,13 +65,20 @@ class DenseRetriever:
         self,
         corpus: Corpus,
         encoder: str | Encoder = "search-r1",
+        index: str = "flat",
         storage: str = "float32",
         cache_dir: str | Path | None = None,
+        rescore_factor: int = 32,
+        nprobe: int | None = None,
         query_entries: int = 10_000,
         show_progress: bool = True,
     ) -> None:
         if storage not in STORAGE:
             raise RetrieverError(f"storage must be one of {', '.join(STORAGE)}, got {storage!r}")
+        if index != "flat" and index not in KINDS:
+            raise RetrieverError(f"index must be one of flat, {', '.join(KINDS)}, got {index!r}")
+        if rescore_factor < 1 or (nprobe is not None and nprobe < 1):
+            raise RetrieverError(f"rescore_factor and nprobe must be at least 1, got {rescore_factor} and {nprobe}")
         if query_entries < 1:
             raise RetrieverError(f"query_entries must be at least 1, got {query_entries}")
         _require_faiss()
@@ -69,11 +86,18 @@ class DenseRetriever:
 
         self.corpus = corpus
         self.encoder = Encoder(encoder) if isinstance(encoder, str) else encoder
-        self._arguments = (corpus, encoder, storage, cache_dir, query_entries, show_progress)
-        self._storage = storage
+        self._arguments = (corpus, encoder, index, storage, cache_dir, rescore_factor, nprobe, query_entries, show_progress)
+        self._settings: dict[str, Any] = {"index": index, "storage": storage}
+        if index != "flat":
+            self._settings |= {"rescore_factor": rescore_factor, "nprobe": nprobe}
         root = cache_root() if cache_dir is None else Path(cache_dir)
         folder = index_folder(root / "dense", corpus, self.encoder, storage)
-        self.index = DenseIndex(open_or_build(folder, corpus, self.encoder, storage, show_progress))
+        vectors = open_or_build(folder, corpus, self.encoder, storage, show_progress)
+        self.index = (
+            DenseIndex(vectors)
+            if index == "flat"
+            else ApproximateIndex(vectors, open_or_train(folder, index, vectors), rescore_factor, nprobe)
+        )
         self._query_entries = query_entries
         self._queries: OrderedDict[str, npt.NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
@@ -84,15 +108,18 @@ class DenseRetriever:
             check_request(request, self.name)
         if not requests:
             return []
-        queries = list(dict.fromkeys(request.query for request in requests))
-        # A result for a smaller top_k is the beginning of that for a larger one, since the order is total.
-        ranked = dict(zip(queries, self.index.search(self._encode(queries), max(r.top_k for r in requests)), strict=True))
+        vectors = self._encode(list(dict.fromkeys(request.query for request in requests)))
+        # One search for each top_k: on it depends how many candidates an approximate index takes, and so what it misses.
+        ranked: dict[tuple[str, int], tuple[list[int], list[float]]] = {}
+        for top_k in {request.top_k for request in requests}:
+            queries = list(dict.fromkeys(request.query for request in requests if request.top_k == top_k))
+            found = self.index.search(np.stack([vectors[query] for query in queries]), top_k)
+            ranked.update(((query, top_k), hits) for query, hits in zip(queries, found, strict=True))
         ids, titles, texts = self.corpus.ids, self.corpus.titles, self.corpus.texts
         answers = []
         for request in requests:
-            positions, scores = ranked[request.query]
-            k = request.top_k
-            answers.append([Hit(Passage(ids[i], titles[i], texts[i]), score) for i, score in zip(positions[:k], scores[:k], strict=True)])
+            positions, scores = ranked[request.query, request.top_k]
+            answers.append([Hit(Passage(ids[i], titles[i], texts[i]), score) for i, score in zip(positions, scores, strict=True)])
         return answers
 
     def cache_key(self, request: SearchRequest) -> Hashable:
@@ -103,7 +130,7 @@ class DenseRetriever:
         return {
             "retriever": self.name,
             "encoder": self.encoder.stamp(),
-            "storage": self._storage,
+            **self._settings,
             "corpus_sha256": self.corpus.sha256,
             "passages": len(self.corpus),
         }
@@ -115,10 +142,10 @@ class DenseRetriever:
         return DenseRetriever, self._arguments
 
     def __repr__(self) -> str:
-        return f"DenseRetriever({self.corpus!r}, {self.encoder!r}, storage={self._storage!r})"
+        return f"DenseRetriever({self.corpus!r}, {self.encoder!r}, index={self._settings['index']!r})"
 
-    def _encode(self, queries: list[str]) -> npt.NDArray[np.float32]:
-        """Vectors [Q, D] of distinct queries."""
+    def _encode(self, queries: list[str]) -> dict[str, npt.NDArray[np.float32]]:
+        """The vector [D] of each of some distinct queries."""
         with self._lock:
             known = {query: self._queries[query] for query in queries if query in self._queries}
         missing = [query for query in queries if query not in known]
@@ -129,7 +156,7 @@ class DenseRetriever:
                 self._queries.move_to_end(query)
             while len(self._queries) > self._query_entries:
                 self._queries.popitem(last=False)
-        return np.stack([known[query] for query in queries])
+        return known
 
 
 def _require_faiss() -> None:

@@ -57,10 +57,13 @@ class DenseIndex:
     ----------
     vectors : float32 or float16 [N, D]
         One unit vector a passage; may be memory-mapped.
+    places : int64 [N] or None
+        Position in the corpus of the passage of each row. Default: the rows are in the order of the corpus.
     """
 
-    def __init__(self, vectors: npt.NDArray[Any]) -> None:
+    def __init__(self, vectors: npt.NDArray[Any], places: npt.NDArray[np.int64] | None = None) -> None:
         self.vectors = vectors
+        self._places = places
         # Bound of the error of a float32 inner product of unit vectors (Higham 2002, section 3.1), with room for float16 norms.
         self._tolerance = 1.01 * vectors.shape[1] * 2.0**-23
 
@@ -99,11 +102,11 @@ class DenseIndex:
         return rows, best.min(axis=1)
 
     def _rescore(self, query: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], top_k: int) -> tuple[list[int], list[float]]:
-        rows = np.sort(rows)
+        places = rows if self._places is None else self._places[rows]
         # Not a matrix product: its last bits depend on the number of rows.
         scores = (self.vectors[rows].astype(np.float64) * query.astype(np.float64)).sum(axis=1).astype(np.float32)
-        order = np.argsort(-scores, kind="stable")[:top_k]
-        return rows[order].tolist(), scores[order].tolist()
+        order = np.lexsort((places, -scores))[:top_k]
+        return places[order].tolist(), scores[order].tolist()
 
 
 def index_folder(root: Path, corpus: Corpus, encoder: PassageEncoder, storage: str) -> Path:
