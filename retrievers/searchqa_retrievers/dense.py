@@ -15,6 +15,7 @@ from searchqa_retrievers.checks import check_request
 from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.dense_approximate import KINDS, ApproximateIndex, open_or_train
 from searchqa_retrievers.dense_index import STORAGE, DenseIndex, index_folder, open_or_build
+from searchqa_retrievers.faiss_file import open_faiss_file
 from searchqa_retrievers.paths import cache_root
 from searchqa_retrievers.types import Hit, Passage, RetrieverError, SearchRequest, default_cache_key
 
@@ -48,6 +49,9 @@ class DenseRetriever:
         ``rescore_factor * top_k`` candidates are scored exactly; at least 1, without effect on ``"flat"``.
     nprobe : int or None
         Lists read by ``"ivf"`` and ``"ivf-pq"``. Default: one in 32, at least 16.
+    faiss_file, faiss_rows : path or None
+        A published FAISS file and the corpus file whose lines are its rows, instead of encoding the corpus; see
+        ``faiss_file.open_faiss_file``. A graph in it serves ``"hnsw"``; all kinds can be had over its vectors.
     query_entries : int
         Vectors of this many queries are kept in memory, the least recently used are forgotten first; at least 1.
     show_progress : bool
@@ -70,6 +74,8 @@ class DenseRetriever:
         cache_dir: str | Path | None = None,
         rescore_factor: int = 32,
         nprobe: int | None = None,
+        faiss_file: str | Path | None = None,
+        faiss_rows: str | Path | None = None,
         query_entries: int = 10_000,
         show_progress: bool = True,
     ) -> None:
@@ -79,6 +85,10 @@ class DenseRetriever:
             raise RetrieverError(f"index must be one of flat, {', '.join(KINDS)}, got {index!r}")
         if rescore_factor < 1 or (nprobe is not None and nprobe < 1):
             raise RetrieverError(f"rescore_factor and nprobe must be at least 1, got {rescore_factor} and {nprobe}")
+        if (faiss_file is None) != (faiss_rows is None):
+            raise RetrieverError(f"faiss_file and faiss_rows must be given together, got {faiss_file!r} and {faiss_rows!r}")
+        if faiss_file is not None and storage != "float32":
+            raise RetrieverError(f"storage must be 'float32' with faiss_file, which is used as it is, got {storage!r}")
         if query_entries < 1:
             raise RetrieverError(f"query_entries must be at least 1, got {query_entries}")
         _require_faiss()
@@ -86,18 +96,39 @@ class DenseRetriever:
 
         self.corpus = corpus
         self.encoder = Encoder(encoder) if isinstance(encoder, str) else encoder
-        self._arguments = (corpus, encoder, index, storage, cache_dir, rescore_factor, nprobe, query_entries, show_progress)
+        self._arguments = (
+            corpus,
+            encoder,
+            index,
+            storage,
+            cache_dir,
+            rescore_factor,
+            nprobe,
+            faiss_file,
+            faiss_rows,
+            query_entries,
+            show_progress,
+        )
         self._settings: dict[str, Any] = {"index": index, "storage": storage}
         if index != "flat":
             self._settings |= {"rescore_factor": rescore_factor, "nprobe": nprobe}
         root = cache_root() if cache_dir is None else Path(cache_dir)
-        folder = index_folder(root / "dense", corpus, self.encoder, storage)
-        vectors = open_or_build(folder, corpus, self.encoder, storage, show_progress)
-        self.index = (
-            DenseIndex(vectors)
-            if index == "flat"
-            else ApproximateIndex(vectors, open_or_train(folder, index, vectors), rescore_factor, nprobe)
-        )
+        self._file = None
+        places = None
+        if faiss_file is None:
+            folder = index_folder(root / "dense", corpus, self.encoder, storage)
+            vectors = open_or_build(folder, corpus, self.encoder, storage, show_progress)
+        else:
+            self._file = open_faiss_file(faiss_file, str(faiss_rows), corpus, self.encoder)  # kept: the vectors are in it
+            folder = root / "dense" / self._file.key
+            vectors, places = self._file.vectors, self._file.places
+            self._settings["faiss_file"] = self._file.key
+        if index == "flat":
+            self.index = DenseIndex(vectors, places)
+        else:
+            own_graph = self._file is not None and self._file.is_graph and index == "hnsw"
+            candidates = self._file.index if self._file is not None and own_graph else open_or_train(folder, index, vectors)
+            self.index = ApproximateIndex(vectors, candidates, rescore_factor, nprobe, places)
         self._query_entries = query_entries
         self._queries: OrderedDict[str, npt.NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()

@@ -89,7 +89,7 @@ class ApproximateIndex(DenseIndex):
         nprobe: int | None = None,
         places: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        super().__init__(vectors, places)
+        super().__init__(vectors, places, use_gpus=False)
         import faiss
 
         self._candidates = candidates

@@ -31,6 +31,7 @@ BLOCK = 1024
 
 _SCAN_ROWS = 1 << 16  # 100 to 200 MB at a time as float32
 _VERIFIED_BYTES = 1 << 30  # up to this size all checksums are compared at every opening (a second)
+_GPU_WIDTH = 2048  # the most that FAISS selects on a GPU
 _MARGIN = 16  # candidates beyond top_k, so that a search seldom has to be widened
 
 
@@ -59,13 +60,18 @@ class DenseIndex:
         One unit vector a passage; may be memory-mapped.
     places : int64 [N] or None
         Position in the corpus of the passage of each row. Default: the rows are in the order of the corpus.
+    use_gpus : bool
+        Find candidates on all GPUs that FAISS sees, where it sees any.
     """
 
-    def __init__(self, vectors: npt.NDArray[Any], places: npt.NDArray[np.int64] | None = None) -> None:
+    def __init__(self, vectors: npt.NDArray[Any], places: npt.NDArray[np.int64] | None = None, use_gpus: bool = True) -> None:
         self.vectors = vectors
         self._places = places
         # Bound of the error of a float32 inner product of unit vectors (Higham 2002, section 3.1), with room for float16 norms.
         self._tolerance = 1.01 * vectors.shape[1] * 2.0**-23
+        self._gpus = _on_gpus(vectors) if use_gpus else None
+        if self._gpus is not None:
+            self._tolerance = max(self._tolerance, 2.0**-9)  # the products may be of TF32 numbers, with 10 bits
 
     def search(self, queries: npt.NDArray[np.float32], top_k: int) -> list[tuple[list[int], list[float]]]:
         """Positions and scores of the best ``min(top_k, N)`` passages of each query [Q, D]: score descending, then position ascending."""
@@ -89,6 +95,9 @@ class DenseIndex:
         """Rows int64[Q, width] of the greatest approximate products, unordered, and the least product [Q] among them."""
         import faiss
 
+        if self._gpus is not None and width <= _GPU_WIDTH:
+            products, rows = self._gpus.search(queries, width)
+            return rows, products.min(axis=1)
         best = np.empty((len(queries), 0), dtype=np.float32)
         rows = np.empty((len(queries), 0), dtype=np.int64)
         for start in range(0, len(self.vectors), _SCAN_ROWS):
@@ -107,6 +116,20 @@ class DenseIndex:
         scores = (self.vectors[rows].astype(np.float64) * query.astype(np.float64)).sum(axis=1).astype(np.float32)
         order = np.lexsort((places, -scores))[:top_k]
         return places[order].tolist(), scores[order].tolist()
+
+
+def _on_gpus(vectors: npt.NDArray[Any]) -> Any:
+    """A FAISS index of the vectors, cut into one part for each GPU; None where FAISS has no GPU. Not tested on a GPU yet."""
+    import faiss
+
+    if faiss.get_num_gpus() == 0:
+        return None
+    options = faiss.GpuMultipleClonerOptions()
+    options.shard = True
+    options.useFloat16 = vectors.dtype == np.float16
+    index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(vectors.shape[1]), options)
+    index.add(np.ascontiguousarray(vectors, dtype=np.float32))  # at once: parts with successive ids cannot be added to later
+    return index
 
 
 def index_folder(root: Path, corpus: Corpus, encoder: PassageEncoder, storage: str) -> Path:
