@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,21 +28,19 @@ CORPUS = Corpus.from_passages(
 @contextlib.contextmanager
 def running(retriever, **options):
     """A client of a real server."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(retriever, **options), log_level="error", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(create_app(retriever, **options), port=0, log_level="error", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread = threading.Thread(target=server.run)
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        with httpx2.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as client:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", timeout=30) as client:
             yield client
     finally:
         server.should_exit = True
         thread.join()
-        listener.close()
 
 
 @pytest.fixture(scope="module")
