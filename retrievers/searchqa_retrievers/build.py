@@ -19,7 +19,7 @@ def build_retriever(config: str | Mapping[str, Any] | Retriever, corpus: Corpus 
     Parameters
     ----------
     config
-        A name (``"bm25"``, ``"random"``, ``"none"``); or a mapping with ``name``, the arguments of that retriever, for ``bm25`` also
+        A name (``"bm25"``, ``"dense"``, ``"random"``, ``"none"``); or a mapping with ``name``, the arguments of that retriever, for ``bm25`` also
         ``preset`` (``"search-r1"``: k1 0.9, b 0.4; single values can be given beside it), and ``cache_entries`` (default 10,000
         answers kept in memory, 0 for none); or a retriever, which is returned as it is.
     corpus
@@ -83,6 +83,42 @@ def _bm25(
     )
 
 
+def _dense(
+    corpus: Callable[[], Corpus],
+    encoder: str | Mapping[str, Any] = "search-r1",
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    index: str = "flat",
+    storage: str = "float32",
+    cache_dir: str | None = None,
+    rescore_factor: int = 32,
+    nprobe: int | None = None,
+    faiss_file: str | None = None,
+    faiss_rows: str | None = None,
+    show_progress: bool = True,
+) -> Retriever:
+    from searchqa_retrievers.dense import DenseRetriever
+    from searchqa_retrievers.encoders import Encoder, EncoderSettings
+
+    if not isinstance(encoder, str):
+        fields = list(inspect.signature(EncoderSettings).parameters)
+        if "model" not in encoder or set(encoder) - set(fields):
+            raise RetrieverError(f"encoder must be a preset or a mapping with 'model' and any of {', '.join(fields)}, got {encoder!r}")
+    return DenseRetriever(
+        corpus(),
+        Encoder(encoder if isinstance(encoder, str) else EncoderSettings(**encoder), model, device, dtype),
+        index=index,
+        storage=storage,
+        cache_dir=cache_dir,
+        rescore_factor=rescore_factor,
+        nprobe=nprobe,
+        faiss_file=faiss_file,
+        faiss_rows=faiss_rows,
+        show_progress=show_progress,
+    )
+
+
 def _random(corpus: Callable[[], Corpus], seed: int = 0) -> Retriever:
     from searchqa_retrievers.controls import RandomRetriever
 
@@ -95,7 +131,7 @@ def _none(corpus: Callable[[], Corpus]) -> Retriever:
     return NoRetriever()
 
 
-_MAKERS: dict[str, Callable[..., Retriever]] = {"bm25": _bm25, "none": _none, "random": _random}
+_MAKERS: dict[str, Callable[..., Retriever]] = {"bm25": _bm25, "none": _none, "random": _random, "dense": _dense}
 
 
 def _choices() -> str:

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("faiss", reason="dense search needs faiss-cpu")
 pytest.importorskip("torch", reason="encoders need PyTorch")
 
-from searchqa_retrievers import Corpus, RetrieverError, SearchRequest
+from searchqa_retrievers import Cached, Corpus, RetrieverError, SearchRequest, build_retriever
 from searchqa_retrievers.dense import DenseRetriever
 from searchqa_retrievers.encoders import Encoder
 from searchqa_retrievers.testing import RetrieverContract
@@ -148,3 +148,20 @@ def test_requests_that_cannot_be_answered_as_asked_are_refused(encoder, cache, r
 def test_bad_arguments_are_refused(arguments, message, tmp_path):
     with pytest.raises(RetrieverError, match=message):
         DenseRetriever(CORPUS, **{"cache_dir": tmp_path, **arguments})
+
+
+@pytest.mark.parametrize("by", ["preset", "settings"])
+def test_a_configuration_makes_one(encoder, cache, by):
+    folder = encoder.settings.model
+    how = {"encoder": "minilm", "model": folder} if by == "preset" else {"encoder": {"model": folder, "max_tokens": 256}}
+    retriever = build_retriever({"name": "dense", **how, "device": "cpu", "cache_dir": str(cache)}, CORPUS)
+    assert isinstance(retriever, Cached)
+    assert retriever.stamp() == DenseRetriever(CORPUS, encoder, cache_dir=cache).stamp()
+    requests = [SearchRequest(question, 3) for question in QUESTIONS]
+    assert retriever.search(requests) == DenseRetriever(CORPUS, encoder, cache_dir=cache).search(requests)
+
+
+@pytest.mark.parametrize("encoder_", [{"max_tokens": 64}, {"model": "x", "poolin": "cls"}])
+def test_a_wrong_encoder_in_a_configuration_is_refused(encoder_):
+    with pytest.raises(RetrieverError, match="a mapping with 'model' and any of model, query_prefix"):
+        build_retriever({"name": "dense", "encoder": encoder_}, CORPUS)
