@@ -106,6 +106,23 @@ Examples:
   searchqa report runs/seed0 runs/seed1 runs/seed2
   searchqa report --markdown runs/compare""",
     ),
+    "serve": Command(
+        "serve_command",
+        "be a search server over a corpus, for this package and for the clients of Search-R1, R1-Searcher and ZeroSearch",
+        """usage: searchqa serve --corpus FILE [--retriever NAME] [--host HOST] [--port PORT] [--top-k K] [key=value ...]
+
+FILE has one passage a line (.jsonl or .jsonl.gz); key=value are options of the retriever. POST /search is this package's format, /retrieve that of
+Search-R1 and of ZeroSearch's wiki server, /queries that of R1-Searcher; GET /health, /ready, /metrics. Ctrl-C or SIGTERM stops it, once
+what is under way has its answer.
+  --retriever bm25         any that searches a corpus
+  --host 127.0.0.1         another address than loopback needs a token, in $SEARCHQA_RETRIEVER_TOKEN
+  --port 8000              0: any that is free
+  --top-k 3                passages for each query where a request leaves the number open
+
+Examples:
+  searchqa serve --corpus corpus.jsonl
+  searchqa serve --corpus corpus.jsonl.gz --retriever bm25 --port 9000 preset=search-r1""",
+    ),
 }
 HYDRA_COMMANDS = ("train", "sft", "eval")
 

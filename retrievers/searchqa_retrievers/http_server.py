@@ -311,20 +311,25 @@ def serve(
     RetrieverError
         ``host`` is not a loopback address and there is no token.
     """
-    if token is None and not _is_loopback(host):
-        raise RetrieverError(f"a server on {host!r} can be reached from outside and needs a token; give one, or serve on 127.0.0.1")
+    check_exposure(host, token)
     import uvicorn
 
     app = create_app(retriever, token=token, default_top_k=default_top_k)
-    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=STOP_SECONDS, access_log=False, log_level="warning")
+    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=STOP_SECONDS, access_log=False)
+
+
+def check_exposure(host: str, token: str | None) -> None:
+    """Raise :class:`RetrieverError` for a host that can be reached from outside, without a token."""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if token is None and not loopback:
+        raise RetrieverError(
+            f"a server on {host!r} can be reached from outside and needs a token (for `searchqa serve`: $SEARCHQA_RETRIEVER_TOKEN); "
+            "give one, or serve on 127.0.0.1"
+        )
 
 
 def _error(message: str) -> bytes:
     return to_json({"error": message})
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
