@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,11 +20,11 @@ def build_retriever(config: str | Mapping[str, Any] | Retriever, corpus: Corpus 
     Parameters
     ----------
     config
-        A name (``"bm25"``, ``"dense"``, ``"random"``, ``"none"``); or a mapping with ``name``, the arguments of that retriever, for ``bm25`` also
+        A name (``"bm25"``, ``"dense"``, ``"http"``, ``"random"``, ``"none"``); or a mapping with ``name``, the arguments of that retriever, for ``bm25`` also
         ``preset`` (``"search-r1"``: k1 0.9, b 0.4; single values can be given beside it), and ``cache_entries`` (default 10,000
         answers kept in memory, 0 for none); or a retriever, which is returned as it is.
     corpus
-        The passages, or a function that gives them, which is called only where the retriever needs any (not for ``"none"``).
+        The passages, or a function that gives them, which is called only where the retriever needs any (not for ``"http"`` and ``"none"``).
 
     Raises
     ------
@@ -119,6 +120,20 @@ def _dense(
     )
 
 
+def _http(
+    corpus: Callable[[], Corpus],
+    url: str = "http://127.0.0.1:8000",
+    format: str = "searchqa",
+    timeout: float = 10.0,
+    deadline: float = 30.0,
+    retries: int = 4,
+) -> Retriever:
+    from searchqa_retrievers.http_client import Http
+
+    token = os.environ.get("SEARCHQA_RETRIEVER_TOKEN") or None  # no option: configurations are saved with runs
+    return Http(url, format, timeout=timeout, deadline=deadline, retries=retries, token=token)
+
+
 def _random(corpus: Callable[[], Corpus], seed: int = 0) -> Retriever:
     from searchqa_retrievers.controls import RandomRetriever
 
@@ -131,7 +146,7 @@ def _none(corpus: Callable[[], Corpus]) -> Retriever:
     return NoRetriever()
 
 
-_MAKERS: dict[str, Callable[..., Retriever]] = {"bm25": _bm25, "none": _none, "random": _random, "dense": _dense}
+_MAKERS: dict[str, Callable[..., Retriever]] = {"bm25": _bm25, "none": _none, "random": _random, "dense": _dense, "http": _http}
 
 
 def _choices() -> str:

@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,18 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
-from searchqa_retrievers import BM25Retriever, Cached, Corpus, Hit, Passage, Retriever, RetrieverError, RetrieverUnavailable, SearchRequest
+from searchqa_retrievers import (
+    BM25Retriever,
+    Cached,
+    Corpus,
+    Hit,
+    Passage,
+    Retriever,
+    RetrieverError,
+    RetrieverUnavailable,
+    SearchRequest,
+    build_retriever,
+)
 from searchqa_retrievers import http_client as module
 from searchqa_retrievers.http_client import Http
 from searchqa_retrievers.http_formats import FORMATS
@@ -110,6 +123,18 @@ def test_texts_are_those_of_the_retriever_behind_it(http, format):
     requests = [SearchRequest(query, 4) for query in ("river 3", "novel", "zyzzyva")]
     expected = [[f"{hit.passage.title} {hit.passage.text}" for hit in hits] for hits in BM25Retriever(CORPUS).search(requests)]
     assert [[hit.passage.text for hit in hits] for hits in http(format).search(requests)] == expected
+
+
+def test_a_configuration_makes_one_without_reading_a_corpus(search_server, monkeypatch):
+    def corpus():
+        raise AssertionError("read")
+
+    monkeypatch.setenv("SEARCHQA_RETRIEVER_TOKEN", "secret")
+    cached = build_retriever({"name": "http", "url": search_server, "format": "search-r1", "deadline": 20}, corpus)
+    request = SearchRequest("river 3", 2)
+    assert cached.search([request]) == BM25Retriever(CORPUS).search([request])
+    assert "secret" not in str(cached.stamp())
+    cached.retriever.close()
 
 
 def test_threads_share_one(http):
@@ -373,6 +398,66 @@ def test_a_failure_is_never_kept_by_a_cache(scripted):
     with pytest.raises(RetrieverUnavailable):
         ask(cached, "a")
     assert cached.search([SearchRequest("a", 1)]) == [[Hit(Passage("a", "", "a"), 1.0)]]
+
+
+SERVER = """
+import sys
+from searchqa_retrievers import Hit, Passage
+from searchqa_retrievers.http_server import serve
+
+class Echo:
+    def search(self, requests):
+        return [[Hit(Passage("1", "", request.query), 1.0)] for request in requests]
+    def cache_key(self, request):
+        return request.query
+
+serve(Echo(), port=int(sys.argv[1]))
+"""
+
+
+def test_no_answer_is_lost_or_mixed_up_when_the_server_is_killed_and_started_again():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+    def start():
+        return subprocess.Popen([sys.executable, "-c", SERVER, str(port)], stderr=subprocess.DEVNULL)
+
+    client = Http(f"http://127.0.0.1:{port}", timeout=10.0, deadline=60.0, retries=60)
+    stop = threading.Event()
+    answered = []
+
+    def ask_on(number):
+        wrong = []
+        for turn in count():
+            if stop.is_set():
+                return wrong
+            queries = [f"{number} {turn} {place}" for place in range(3)]
+            texts = ask(client, *queries)
+            if texts != [[query] for query in queries]:
+                wrong.append(texts)
+            answered.append(number)
+
+    process = start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            threads = [pool.submit(ask_on, number) for number in range(4)]
+            try:
+                for kills in range(3):
+                    if kills:
+                        process.kill()
+                        process.wait()
+                        process = start()
+                    enough, end = len(answered) + 100, time.monotonic() + 60
+                    while len(answered) < enough:
+                        assert time.monotonic() < end
+                        time.sleep(0.01)
+            finally:
+                stop.set()
+            assert [thread.result() for thread in threads] == [[], [], [], []]
+    finally:
+        process.kill()
+        process.wait()
+        client.close()
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------------------------------
