@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,6 +71,7 @@ class DenseIndex:
         # Bound of the error of a float32 inner product of unit vectors (Higham 2002, section 3.1), with room for float16 norms.
         self._tolerance = 1.01 * vectors.shape[1] * 2.0**-23
         self._gpus = _on_gpus(vectors) if use_gpus else None
+        self._gpu_lock = threading.Lock()
         if self._gpus is not None:
             self._tolerance = max(self._tolerance, 2.0**-9)  # the products may be of TF32 numbers, with 10 bits
 
@@ -96,7 +98,8 @@ class DenseIndex:
         import faiss
 
         if self._gpus is not None and width <= _GPU_WIDTH:
-            products, rows = self._gpus.search(queries, width)
+            with self._gpu_lock:  # unlike on the CPU, FAISS on GPUs serves one thread at a time
+                products, rows = self._gpus.search(queries, width)
             return rows, products.min(axis=1)
         best = np.empty((len(queries), 0), dtype=np.float32)
         rows = np.empty((len(queries), 0), dtype=np.int64)

@@ -60,9 +60,9 @@ ENCODER_PRESETS: Mapping[str, EncoderSettings] = MappingProxyType(
 class Encoder:
     """A sentence encoder of ``transformers``.
 
-    On the CPU the vector of a text is the same bit for bit whatever else is encoded in the same call (tested; each text is padded to a
-    length of its own, never to its neighbours'); on CUDA the same up to rounding. Can be shared by threads, which take turns, and
-    pickled: it comes back by loading the model again.
+    Each text is padded to a length of its own, never to its neighbours'. On the CPU the vector of a query is the same bit for bit
+    whatever else is encoded in the same call; vectors of passages, and all on CUDA, are the same up to rounding. Can be shared by
+    threads, which take turns, and pickled: it comes back by loading the model again.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class Encoder:
     dtype : str or None
         ``float32``, ``bfloat16`` or ``float16``. Default: bfloat16 on CUDA, else float32. Vectors are always given in float32.
     batch_tokens : int
-        At most this many tokens, padding included, go through the model at once.
+        At most this many tokens, padding included, go through the model at once; on the CPU queries go one by one.
 
     Attributes
     ----------
@@ -88,7 +88,8 @@ class Encoder:
     Raises
     ------
     RetrieverError
-        A setting is out of its range, PyTorch or transformers is missing, or the model cannot be loaded or is not complete.
+        A setting is out of its range, PyTorch or transformers is missing, or the model cannot be loaded or is not complete; in
+        encoding: a vector is not finite.
     """
 
     def __init__(
@@ -127,11 +128,12 @@ class Encoder:
 
     def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors of queries, float32[N, dimension]."""
-        return self._encode([self.settings.query_prefix + text for text in texts])
+        # With several threads a matrix product's last bits depend on its shape, so on the CPU each query has the model to itself.
+        return self._encode([self.settings.query_prefix + text for text in texts], 1 if self.device == "cpu" else self.batch_tokens)
 
     def encode_passages(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors of passages, float32[N, dimension]."""
-        return self._encode([self.settings.passage_prefix + text for text in texts])
+        return self._encode([self.settings.passage_prefix + text for text in texts], self.batch_tokens)
 
     def stamp(self) -> dict[str, Any]:
         """The settings that a vector depends on, for the record of a run."""
@@ -146,7 +148,7 @@ class Encoder:
     def __repr__(self) -> str:
         return f"Encoder({self.settings.model!r}, device={self.device!r}, dtype={self.dtype!r})"
 
-    def _encode(self, texts: list[str]) -> npt.NDArray[np.float32]:
+    def _encode(self, texts: list[str], batch_tokens: int) -> npt.NDArray[np.float32]:
         import torch
 
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
@@ -156,10 +158,14 @@ class Encoder:
             clean = [text.encode("utf-8", "replace").decode() for text in texts]  # tokenizers refuse lone surrogates
             rows: list[list[int]] = self._tokenizer(clean, truncation=True, max_length=self.settings.max_tokens)["input_ids"]
             for length, members in _buckets([len(row) for row in rows], self.settings.max_tokens):
-                size = max(1, self.batch_tokens // length)
+                size = max(1, batch_tokens // length)
                 for start in range(0, len(members), size):
                     batch = members[start : start + size]
                     vectors[batch] = self._forward([rows[i] for i in batch], length).cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise RetrieverError(
+                f"{self!r} gave vectors with NaN; its weights are damaged or overflow in {self.dtype}: use dtype='float32'"
+            )
         return vectors
 
     def _forward(self, rows: list[list[int]], length: int) -> Any:

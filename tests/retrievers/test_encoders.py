@@ -116,14 +116,14 @@ def test_related_texts_are_nearer_than_unrelated_ones(minilm, query, near, far):
 )
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_vector_depends_on_its_own_text_alone(minilm_folder, minilm, texts, batch_tokens):
-    """Not on its neighbours, on the order, nor on the size of the batches; bit for bit on the CPU."""
-    alone = np.concatenate([minilm.encode_passages([text]) for text in texts])
-    assert np.array_equal(minilm.encode_passages(texts), alone)
-    assert np.array_equal(minilm.encode_passages([*texts, "x " * 200])[: len(texts)], alone)
-    assert np.array_equal(minilm.encode_passages(texts[::-1])[::-1], alone)
+    """Not on its neighbours, on the order, nor on the size of the batches: queries on the CPU bit for bit, passages up to rounding."""
+    alone = np.concatenate([minilm.encode_queries([text]) for text in texts])
     before, minilm.batch_tokens = minilm.batch_tokens, batch_tokens
     try:
-        assert np.array_equal(minilm.encode_passages(texts), alone)
+        assert np.array_equal(minilm.encode_queries(texts), alone)
+        assert np.array_equal(minilm.encode_queries([*texts, "x " * 200])[: len(texts)], alone)
+        assert np.array_equal(minilm.encode_queries(texts[::-1])[::-1], alone)
+        np.testing.assert_allclose(minilm.encode_passages([*texts, "x " * 200])[: len(texts)], alone, atol=1e-6)
     finally:
         minilm.batch_tokens = before
 
@@ -188,6 +188,16 @@ def test_a_model_that_lacks_weights_is_refused(minilm_folder, tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": config["num_hidden_layers"] + 1}))
     with pytest.raises(RetrieverError, match="lack"):
         Encoder("minilm", model=str(folder), device="cpu")
+
+
+def test_vectors_that_are_not_finite_are_never_given(minilm_folder, tmp_path):
+    model = AutoModel.from_pretrained(minilm_folder)
+    with torch.no_grad():
+        model.encoder.layer[5].output.LayerNorm.weight[0] = float("nan")
+    folder = shutil.copytree(minilm_folder, tmp_path / "damaged")
+    model.save_pretrained(folder)
+    with pytest.raises(RetrieverError, match="NaN"):
+        Encoder("minilm", model=str(folder), device="cpu").encode_queries(["river"])
 
 
 @pytest.mark.parametrize(
