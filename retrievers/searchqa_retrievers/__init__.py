@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from searchqa_retrievers.cached import Cached
     from searchqa_retrievers.controls import NoRetriever, RandomRetriever
     from searchqa_retrievers.corpus import Corpus
+    from searchqa_retrievers.dense import DenseRetriever
+    from searchqa_retrievers.encoders import ENCODER_PRESETS, Encoder, EncoderSettings
     from searchqa_retrievers.function import from_function
+    from searchqa_retrievers.http_client import Http
     from searchqa_retrievers.paths import cache_root
 
 # Loaded when first asked for, so that importing an environment stays quick.
@@ -31,6 +34,11 @@ _LAZY = {
     "BM25_PRESETS": "bm25",
     "Cached": "cached",
     "Corpus": "corpus",
+    "DenseRetriever": "dense",
+    "ENCODER_PRESETS": "encoders",
+    "Encoder": "encoders",
+    "EncoderSettings": "encoders",
+    "Http": "http_client",
     "NoRetriever": "controls",
     "RandomRetriever": "controls",
     "build_retriever": "build",
@@ -40,11 +48,16 @@ _LAZY = {
 
 __all__ = [
     "BM25_PRESETS",
+    "ENCODER_PRESETS",
     "BM25Retriever",
     "Cached",
     "Corpus",
     "CorpusError",
+    "DenseRetriever",
+    "Encoder",
+    "EncoderSettings",
     "Hit",
+    "Http",
     "NoRetriever",
     "Passage",
     "RandomRetriever",
