@@ -19,8 +19,6 @@ import random
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
@@ -32,6 +30,7 @@ from searchqa_agents.tool_loop import Conversation, begin
 from searchqa_envs.dialects import Dialect, get_dialect
 from searchqa_envs.errors import ConfigurationError, SearchQAError
 from searchqa_envs.tokenizers.base import Tokenizer
+from searchqa_retrievers.http_client import retry_after_seconds
 
 CONNECT_SECONDS = 10.0
 """Longest wait for a connection."""
@@ -189,7 +188,7 @@ class CompletionServerLM:
                                 f"{self.url} refused a request with {cause}. Check agent.protocol, agent.model, the key in "
                                 "$SEARCHQA_SERVER_KEY, and that the server takes env.max_context_tokens + env.max_segment_tokens."
                             )
-                        pause = max(pause, _seconds(retry_after))
+                        pause = max(pause, retry_after_seconds(retry_after))
                     if tries > self._retries or loop.time() - started + pause > self._deadline:
                         break
                     await asyncio.sleep(pause)
@@ -359,19 +358,6 @@ def _base(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ConfigurationError(f"The address of a completion server is like http://localhost:8000; got {url!r}.")
     return url.rstrip("/").removesuffix("/v1")
-
-
-def _seconds(retry_after: str | None) -> float:
-    """What the header ``Retry-After`` asks for: a number of seconds, or a date."""
-    if retry_after is None:
-        return 0.0
-    if retry_after.strip().isdecimal():
-        return float(retry_after)
-    try:
-        date = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return 0.0
-    return max(0.0, (date.astimezone(UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _used(ids: Sequence[int], sampling: Sampling, tokenizer: Tokenizer) -> int:

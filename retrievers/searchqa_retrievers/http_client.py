@@ -190,7 +190,7 @@ class Http:
                         f"{self.url} refused a request with {record.cause}. Check the address, the token, and that the server speaks "
                         f"the format {self.format.name!r} (choices: {', '.join(FORMATS)})"
                     )
-                pause = max(pause, _seconds(reply.retry_after))
+                pause = max(pause, retry_after_seconds(reply.retry_after))
             except TimeoutError:
                 record.cause = f"no answer in {self.timeout:g} s"
             except FormatError as error:
@@ -330,7 +330,7 @@ def _address(url: str, path: str) -> str:
     return base if base.endswith(path) else base + path
 
 
-def _seconds(retry_after: str | None) -> float:
+def retry_after_seconds(retry_after: str | None) -> float:
     """What the header ``Retry-After`` asks for: a number of seconds, or a date."""
     if retry_after is None:
         return 0.0

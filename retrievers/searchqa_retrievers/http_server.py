@@ -218,7 +218,7 @@ class SearchServer:
             return 503, _error(f"the back end is lost: {error}")
         except RetrieverError as error:
             return 422, _error(str(error))
-        except Exception:
+        except Exception:  # a fault of the retriever: its trace goes to the log, this request fails, the server serves the others
             logger.exception("A search failed")
             return 500, _error("the search failed; the server's log has the trace")
 
