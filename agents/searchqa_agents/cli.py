@@ -91,6 +91,7 @@ Examples:
   echo "answer: yes" | searchqa play --seed 3""",
     ),
     "data": Command("data_command", "list, download, verify and merge data sets; write rows for training engines", ""),
+    "index": Command("index_command", "build, look at, measure and verify search indexes", ""),
     "report": Command(
         "report",
         "make picture, page and table of finished runs again; several runs: means over seeds, or algorithms compared",
@@ -142,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = line[0], line[1:]
     if name not in COMMANDS:
         return _unknown(name)
-    if any(word in ("-h", "--help") for word in rest) and name != "data":
+    if any(word in ("-h", "--help") for word in rest) and name not in ("data", "index"):
         return _help([name])
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads that spin cost ten times the work where cores are shared
     command = import_module(f"searchqa_agents.{COMMANDS[name].module}")
@@ -212,8 +213,8 @@ def _help(words: Sequence[str]) -> int:
     name = words[0]
     if name not in COMMANDS:
         return _unknown(name)
-    if name == "data":
-        return int(import_module("searchqa_agents.data_command").main(["--help"]) or OK)
+    if name in ("data", "index"):
+        return int(import_module(f"searchqa_agents.{COMMANDS[name].module}").main(["--help"]) or OK)
     text = COMMANDS[name].help
     if name in HYDRA_COMMANDS or name == "play":
         from searchqa_agents.config_help import algorithms_text, groups_text, keys_text

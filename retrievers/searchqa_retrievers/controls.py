@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from searchqa_retrievers.checks import check_request
 from searchqa_retrievers.corpus import Corpus
-from searchqa_retrievers.types import Hit, SearchRequest, default_cache_key
+from searchqa_retrievers.types import Hit, Retriever, SearchRequest, default_cache_key
 
 
 class NoRetriever:
@@ -72,3 +72,13 @@ class RandomRetriever:
             moved[place] = moved.get(rank, rank)
             hits.append(Hit(self.corpus[drawn], 1 / (rank + 1)))
         return hits
+
+
+def make_random(corpus: Callable[[], Corpus], seed: int = 0) -> Retriever:
+    """The retriever ``"random"`` of a configuration."""
+    return RandomRetriever(corpus(), seed)
+
+
+def make_none(corpus: Callable[[], Corpus]) -> Retriever:
+    """The retriever ``"none"`` of a configuration."""
+    return NoRetriever()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from searchqa_retrievers.dense_approximate import KINDS, ApproximateIndex, open_
 from searchqa_retrievers.dense_index import STORAGE, DenseIndex, index_folder, open_or_build
 from searchqa_retrievers.faiss_file import open_faiss_file
 from searchqa_retrievers.paths import cache_root
-from searchqa_retrievers.types import Hit, Passage, RetrieverError, SearchRequest, default_cache_key
+from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverError, SearchRequest, default_cache_key
 
 if TYPE_CHECKING:
     from searchqa_retrievers.encoders import Encoder
@@ -188,6 +189,42 @@ class DenseRetriever:
             while len(self._queries) > self._query_entries:
                 self._queries.popitem(last=False)
         return known
+
+
+def make(
+    corpus: Callable[[], Corpus],
+    encoder: str | Mapping[str, Any] = "search-r1",
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    index: str = "flat",
+    storage: str = "float32",
+    cache_dir: str | None = None,
+    rescore_factor: int = 32,
+    nprobe: int | None = None,
+    faiss_file: str | None = None,
+    faiss_rows: str | None = None,
+    show_progress: bool = True,
+) -> Retriever:
+    """The retriever ``"dense"`` of a configuration; ``encoder`` may be a mapping with the fields of ``EncoderSettings``."""
+    from searchqa_retrievers.encoders import Encoder, EncoderSettings
+
+    if not isinstance(encoder, str):
+        fields = list(inspect.signature(EncoderSettings).parameters)
+        if "model" not in encoder or set(encoder) - set(fields):
+            raise RetrieverError(f"encoder must be a preset or a mapping with 'model' and any of {', '.join(fields)}, got {encoder!r}")
+    return DenseRetriever(
+        corpus(),
+        Encoder(encoder if isinstance(encoder, str) else EncoderSettings(**encoder), model, device, dtype),
+        index=index,
+        storage=storage,
+        cache_dir=cache_dir,
+        rescore_factor=rescore_factor,
+        nprobe=nprobe,
+        faiss_file=faiss_file,
+        faiss_rows=faiss_rows,
+        show_progress=show_progress,
+    )
 
 
 def _require_faiss() -> None:

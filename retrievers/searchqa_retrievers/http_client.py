@@ -7,15 +7,16 @@ import os
 import random
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from searchqa_retrievers.checks import check_request
+from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.http_formats import FORMATS, FormatError, from_json, to_json
-from searchqa_retrievers.types import Hit, RetrieverError, RetrieverUnavailable, SearchRequest, default_cache_key
+from searchqa_retrievers.types import Hit, Retriever, RetrieverError, RetrieverUnavailable, SearchRequest, default_cache_key
 
 if TYPE_CHECKING:
     import httpx2
@@ -207,6 +208,19 @@ class Http:
             f"{self.url} gave no usable answer in {time.monotonic() - started:.1f} s and {record.tries} tries: {record.cause}{more}. "
             "Start the server or correct the address and the format; for a slow one raise timeout and deadline"
         )
+
+
+def make(
+    corpus: Callable[[], Corpus],
+    url: str = "http://127.0.0.1:8000",
+    format: str = "searchqa",
+    timeout: float = 10.0,
+    deadline: float = 30.0,
+    retries: int = 4,
+) -> Retriever:
+    """The retriever ``"http"`` of a configuration."""
+    token = os.environ.get("SEARCHQA_RETRIEVER_TOKEN") or None  # no option: configurations are saved with runs
+    return Http(url, format, timeout=timeout, deadline=deadline, retries=retries, token=token)
 
 
 class _Record:

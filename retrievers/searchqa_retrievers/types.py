@@ -67,7 +67,8 @@ class Retriever(Protocol):
     ``search`` answers all requests of one environment step in one call. It returns, for each request, at most ``top_k`` hits ordered by
     score descending and then by passage id ascending, and raises :class:`RetrieverUnavailable` when it cannot answer.
     Optional attributes: ``needs_gold: bool`` (default False), ``name: str`` and ``stamp() -> dict`` (settings, for the record of a run),
-    ``set_progress(step, total)`` (schedules).
+    ``set_progress(step, total)`` (schedules), ``counters() -> dict[str, float]`` (what was counted since it was made; a retriever round
+    another one adds its own counters to those of the inner one).
     """
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]: ...

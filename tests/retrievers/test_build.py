@@ -56,8 +56,8 @@ def test_a_wrong_option_is_told_before_the_corpus_is_read():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("bm26", "bm25, none, random.*'bm26'"),
-        ({"k1": 1.0}, "bm25, none, random.*None"),
+        ("bm26", "bm25, dense.*'bm26'"),
+        ({"k1": 1.0}, "bm25, dense.*None"),
         ({"name": "bm25", "k_1": 1.0}, "no option k_1; it has .*k1.*cache_entries"),
         ({"name": "none", "k1": 1.0}, "no option k1"),
         ({"name": "bm25", "corpus": 1}, "no option corpus"),
