@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future
 from datetime import UTC, datetime
@@ -29,6 +30,20 @@ BREAK_AFTER, BREAK_SECONDS = 3, 10.0
 """After so many calls of ``search`` in a row that failed, calls fail at once for so many seconds; then a single one tries the server again."""
 MOST_BYTES = 2**28
 """An answer longer than this is not read to its end."""
+STAMP_SECONDS = 5.0
+"""Longest time for asking the server what it is."""
+COUNTERS = (
+    "http_calls",
+    "http_tries",
+    "http_retries",
+    "http_hedges",
+    "http_timeouts",
+    "http_status_failures",
+    "http_format_failures",
+    "http_connection_failures",
+    "http_breaker_refusals",
+)
+"""The keys of :meth:`Http.counters`."""
 
 
 class Http:
@@ -38,6 +53,9 @@ class Http:
     repeated after a failed connection, no answer in time, status 408, 429 or 5xx (a ``Retry-After`` is honoured), and after an answer that is
     not what the format says: such a server is broken, and nothing it says may pass for a passage. ``search`` ends within ``deadline``, with
     all its answers or none.
+
+    With ``hedge_after``, a try that has no answer by then is sent a second time, where a connection is free; the first usable answer counts and the
+    other request is given up. This shortens the longest waits for servers of which a few answers are slow, and adds to their load.
 
     Can be shared by threads, pickled, and used on both sides of a fork; each process has connections of its own.
 
@@ -53,6 +71,10 @@ class Http:
         Longest time for one call of ``search`` with all its tries and pauses, in seconds.
     retries : int
         How often a try is repeated.
+    hedge_after : float or None
+        Seconds without an answer after which a try is sent a second time; None: never.
+    require_scores : bool
+        Take an answer without scores for one that is not of the format, where passages otherwise get 1/rank. ``r1-searcher`` and ``zerosearch`` have none.
     token : str or None
         Sent as ``Authorization: Bearer``.
 
@@ -74,19 +96,30 @@ class Http:
         timeout: float = 10.0,
         deadline: float = 30.0,
         retries: int = 4,
+        hedge_after: float | None = None,
+        require_scores: bool = False,
         token: str | None = None,
     ) -> None:
         if format not in FORMATS:
             raise RetrieverError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
         if retries < 0 or not 0 < timeout < float("inf") or not 0 < deadline < float("inf"):
             raise RetrieverError(f"needed are timeout > 0, deadline > 0 and retries >= 0, all finite; got {timeout}, {deadline}, {retries}")
+        if hedge_after is not None and not 0 <= hedge_after < float("inf"):
+            raise RetrieverError(f"hedge_after must be a number of seconds of at least 0, or None for no second request; got {hedge_after}")
+        if require_scores and not FORMATS[format].scored:
+            scored = [name for name, known in FORMATS.items() if known.scored]
+            raise RetrieverError(f"answers of the format {format!r} have no scores, which are needed here; use {' or '.join(scored)}")
         if token is not None and (not token.isascii() or not token.isprintable() or " " in token or not token):
             raise RetrieverError("token must be printable ASCII without blanks, since it goes into a header; leave it out for none")
         self.format = FORMATS[format]
         self.url = _address(url, self.format.path)
-        self.timeout, self.deadline, self.retries = timeout, deadline, retries
+        self.timeout, self.deadline, self.retries, self.hedge_after = timeout, deadline, retries, hedge_after
+        self.require_scores = require_scores
         self._token = token
         self._processes: dict[int, _Process] = {}
+        self._counts: dict[int, _Counts] = {}
+        self._server: dict[str, Any] | None = None
+        self._knows_server = False
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         asked: dict[Hashable, SearchRequest] = {}
@@ -98,7 +131,12 @@ class Http:
             return []
         batches = self._batches(list(asked.values()))
         process = self._process()
-        process.breaker.enter(self.url)
+        process.counts.add("http_calls")
+        try:
+            process.breaker.enter(self.url)
+        except RetrieverUnavailable:
+            process.counts.add("http_breaker_refusals")
+            raise
         try:
             future = process.run(self._ask(process, batches))
             try:
@@ -129,7 +167,28 @@ class Http:
         return default_cache_key(request)
 
     def stamp(self) -> dict[str, Any]:
-        return {"retriever": self.name, "format": self.format.name, "url": self.url}
+        """The settings, and under ``server`` the stamp of the retriever behind a server of this package, with the hash of its corpus.
+
+        The server is asked until it has answered once, each time for at most :data:`STAMP_SECONDS`. None stands for a server that cannot be
+        reached or does not tell, as those of other makers do; nothing is known then of what it searches.
+        """
+        if not self._knows_server:
+            process = self._process()
+            try:
+                self._server = process.run(self._ask_stamp(process)).result()
+                self._knows_server = True
+            except (TimeoutError, CancelledError, RetrieverUnavailable):
+                self._server = None  # asked again at the next stamp
+        return {"retriever": self.name, "format": self.format.name, "url": self.url, "server": self._server}
+
+    def counters(self) -> dict[str, float]:
+        """What this process has counted, by the names of :data:`COUNTERS`.
+
+        ``http_calls`` of ``search``; ``http_tries``: HTTP requests sent, of which ``http_retries`` after a failure and ``http_hedges`` beside a
+        slow one; tries that failed: ``http_timeouts``, ``http_status_failures`` (a status other than 200), ``http_format_failures`` (not what the
+        format says) and ``http_connection_failures``; ``http_breaker_refusals``: calls that failed at once since the server was given a rest.
+        """
+        return self._counts_here().copy()
 
     def close(self) -> None:
         """Close this process's connections; calls under way fail. The next call opens new ones."""
@@ -141,7 +200,7 @@ class Http:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"format": self.format.name, "_processes": {}}
+        return self.__dict__ | {"format": self.format.name, "_processes": {}, "_counts": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"format": FORMATS[state["format"]]})
@@ -161,7 +220,10 @@ class Http:
         """Loop, connections and state of the breaker in this process: those of the parent do not survive a fork."""
         pid = os.getpid()
         process = self._processes.get(pid)
-        return self._processes.setdefault(pid, _Process(self._token)) if process is None else process
+        return self._processes.setdefault(pid, _Process(self._token, self._counts_here())) if process is None else process
+
+    def _counts_here(self) -> _Counts:
+        return self._counts.setdefault(os.getpid(), _Counts())
 
     async def _ask(self, process: _Process, batches: list[list[SearchRequest]]) -> list[list[list[Hit]]]:
         started = time.monotonic()
@@ -180,28 +242,90 @@ class Http:
         for number in range(self.retries + 1):
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**number) * random.Random().uniform(0.5, 1.0)
             record.tries += 1
+            if number:
+                process.counts.add("http_retries")
             try:
-                async with process.free, asyncio.timeout(self.timeout):
-                    reply = await _post(process.client, self.url, body)
-                if reply.status == 200:
-                    return self.format.read_answer(from_json(reply.content), batch)
-                record.cause = f"status {reply.status}: {reply.content[:300].decode('utf-8', 'replace')}"
-                if reply.status not in (408, 429) and reply.status < 500:
-                    raise RetrieverError(
-                        f"{self.url} refused a request with {record.cause}. Check the address, the token, and that the server speaks "
-                        f"the format {self.format.name!r} (choices: {', '.join(FORMATS)})"
-                    )
-                pause = max(pause, retry_after_seconds(reply.retry_after))
-            except TimeoutError:
-                record.cause = f"no answer in {self.timeout:g} s"
-            except FormatError as error:
-                record.cause = f"an answer that is not of the format {self.format.name!r}: {error}"
-            except process.errors as error:
-                record.cause = f"{type(error).__name__}: {error}"
+                async with process.free:
+                    return await self._hedged(process, body, batch)
+            except _TryFailed as error:
+                record.cause = error.cause
+                pause = max(pause, error.pause)
             if number == self.retries or time.monotonic() - started + pause > self.deadline:
                 break
-            await asyncio.sleep(pause)
+            await _sleep(pause)
         raise self._unavailable(record, started)
+
+    async def _hedged(self, process: _Process, body: bytes, batch: list[SearchRequest]) -> list[list[Hit]]:
+        """A try, and beside it a second one where the first is slow; the failure is that of the first."""
+        if self.hedge_after is None:
+            return await self._try(process, body, batch)
+        first = asyncio.create_task(self._try(process, body, batch))
+        tasks = [first]
+        try:
+            await asyncio.wait(tasks, timeout=self.hedge_after)
+            if first.done() or process.free.locked():
+                return await first
+            async with process.free:
+                process.counts.add("http_hedges")
+                tasks.append(asyncio.create_task(self._try(process, body, batch)))
+                pending = set(tasks)
+                while pending:
+                    done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        if task.exception() is None:
+                            return task.result()
+            return await first
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _try(self, process: _Process, body: bytes, batch: list[SearchRequest]) -> list[list[Hit]]:
+        """One HTTP request; :class:`_TryFailed` where another may have more luck."""
+        process.counts.add("http_tries")
+        try:
+            async with asyncio.timeout(self.timeout):
+                reply = await _send(process.client, "POST", self.url, body)
+            if reply.status == 200:
+                answer = from_json(reply.content)
+                hits = self.format.read_answer(answer, batch)
+                if self.require_scores and not self.format.has_scores(answer):
+                    raise FormatError("it has no scores")
+                return hits
+        except TimeoutError:
+            process.counts.add("http_timeouts")
+            raise _TryFailed(f"no answer in {self.timeout:g} s") from None
+        except FormatError as error:
+            process.counts.add("http_format_failures")
+            raise _TryFailed(f"an answer that is not of the format {self.format.name!r}: {error}") from error
+        except process.errors as error:
+            process.counts.add("http_connection_failures")
+            raise _TryFailed(f"{type(error).__name__}: {error}") from error
+        process.counts.add("http_status_failures")
+        cause = f"status {reply.status}: {reply.content[:300].decode('utf-8', 'replace')}"
+        if reply.status not in (408, 429) and reply.status < 500:
+            raise RetrieverError(
+                f"{self.url} refused a request with {cause}. Check the address, the token, and that the server speaks "
+                f"the format {self.format.name!r} (choices: {', '.join(FORMATS)})"
+            )
+        raise _TryFailed(cause, retry_after_seconds(reply.retry_after))
+
+    async def _ask_stamp(self, process: _Process) -> dict[str, Any] | None:
+        """What the server says it is; None where it does not say. Raises ``TimeoutError`` and :class:`RetrieverUnavailable`."""
+        try:
+            async with asyncio.timeout(STAMP_SECONDS):
+                reply = await _send(process.client, "GET", self.url.removesuffix(self.format.path) + "/stamp")
+        except process.errors as error:
+            raise RetrieverUnavailable(f"{type(error).__name__}: {error}") from error
+        except FormatError:
+            return None
+        if reply.status in (408, 429, 502, 503, 504):
+            raise RetrieverUnavailable(f"status {reply.status}")
+        try:
+            stamp = from_json(reply.content).get("stamp") if reply.status == 200 else None
+        except (FormatError, AttributeError):
+            return None
+        return stamp if isinstance(stamp, dict) else None
 
     def _unavailable(self, record: _Record, started: float, more: str = "") -> RetrieverUnavailable:
         return RetrieverUnavailable(
@@ -217,10 +341,35 @@ def make(
     timeout: float = 10.0,
     deadline: float = 30.0,
     retries: int = 4,
+    hedge_after: float | None = None,
 ) -> Retriever:
     """The retriever ``"http"`` of a configuration."""
     token = os.environ.get("SEARCHQA_RETRIEVER_TOKEN") or None  # no option: configurations are saved with runs
-    return Http(url, format, timeout=timeout, deadline=deadline, retries=retries, token=token)
+    return Http(url, format, timeout=timeout, deadline=deadline, retries=retries, hedge_after=hedge_after, token=token)
+
+
+class _TryFailed(Exception):
+    """A try without a usable answer, and how long the server wants to be left alone."""
+
+    def __init__(self, cause: str, pause: float = 0.0) -> None:
+        super().__init__(cause)
+        self.cause, self.pause = cause, pause
+
+
+class _Counts:
+    """Counters that threads share."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: Counter[str] = Counter()
+
+    def add(self, name: str) -> None:
+        with self._lock:
+            self._values[name] += 1
+
+    def copy(self) -> dict[str, float]:
+        with self._lock:
+            return {name: float(self._values[name]) for name in COUNTERS}
 
 
 class _Record:
@@ -236,9 +385,13 @@ class _Reply(NamedTuple):
     content: bytes
 
 
-async def _post(client: httpx2.AsyncClient, url: str, body: bytes) -> _Reply:
+async def _sleep(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+async def _send(client: httpx2.AsyncClient, method: str, url: str, body: bytes | None = None) -> _Reply:
     parts, size = [], 0
-    async with client.stream("POST", url, content=body) as response:
+    async with client.stream(method, url, content=body) as response:
         async for part in response.aiter_bytes():
             parts.append(part)
             size += len(part)
@@ -250,8 +403,9 @@ async def _post(client: httpx2.AsyncClient, url: str, body: bytes) -> _Reply:
 class _Process:
     """What :class:`Http` has once in each process: an event loop in a thread, the connections, the breaker."""
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: str | None, counts: _Counts) -> None:
         self._token = token
+        self.counts = counts
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -330,7 +484,7 @@ def _address(url: str, path: str) -> str:
     try:
         import httpx2
     except ModuleNotFoundError as error:
-        raise RetrieverError("retriever 'http' needs httpx2; pip install \"searchqa-gym[agents]\"") from error
+        raise RetrieverError("retriever 'http' needs httpx2; pip install 'searchqa-gym[serve]'") from error
     try:
         parsed = httpx2.URL(url)
     except (httpx2.InvalidURL, TypeError):

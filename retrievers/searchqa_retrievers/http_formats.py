@@ -62,6 +62,10 @@ class WireFormat:
         Queries in one request, as a client of this package sends it.
     mixed
         Whether requests of one body may differ in ``top_k`` and have filters.
+    scored
+        Whether an answer can have scores.
+    has_scores
+        Whether this answer, which ``read_answer`` could read, has them.
     """
 
     name: str
@@ -72,6 +76,8 @@ class WireFormat:
     read_answer: Callable[[Any, Sequence[SearchRequest]], list[list[Hit]]]
     most_queries: int = 512
     mixed: bool = False
+    scored: bool = True
+    has_scores: Callable[[Any], bool] = lambda answer: True
 
 
 def to_json(value: Any) -> bytes:
@@ -184,6 +190,10 @@ def _read_search_r1_answer(body: Any, requests: Sequence[SearchRequest]) -> list
             hits.append(Hit(_passage_of_contents(document, where), score))
         answers.append(_ordered(hits, request.top_k))
     return answers
+
+
+def _search_r1_has_scores(body: Any) -> bool:
+    return all("score" in row for rows in body["result"] for row in rows)
 
 
 def _passage_of_contents(document: Mapping[str, Any], where: str) -> Passage:
@@ -345,6 +355,7 @@ FORMATS: Mapping[str, WireFormat] = MappingProxyType(
                 _read_search_r1_request,
                 _write_search_r1_answer,
                 _read_search_r1_answer,
+                has_scores=_search_r1_has_scores,
             ),
             WireFormat(
                 "r1-searcher",
@@ -353,6 +364,7 @@ FORMATS: Mapping[str, WireFormat] = MappingProxyType(
                 _read_r1_searcher_request,
                 _write_r1_searcher_answer,
                 _read_r1_searcher_answer,
+                scored=False,
             ),
             WireFormat(
                 "zerosearch",
@@ -362,6 +374,7 @@ FORMATS: Mapping[str, WireFormat] = MappingProxyType(
                 _write_zerosearch_answer,
                 _read_zerosearch_answer,
                 most_queries=1,
+                scored=False,
             ),
         )
     }

@@ -6,6 +6,7 @@
 ``POST /queries``         R1-Searcher's
 ``GET /health``           200 while the process lives; the only path that asks for no token
 ``GET /ready``            200 when a search has an answer now, else 503
+``GET /stamp``            ``{"stamp": {...}}``: what the retriever says that its answers depend on, with the hash of its corpus
 ``GET /metrics``          counters for Prometheus
 ========================  ===================================================================================================================
 
@@ -19,11 +20,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import importlib.util
 import ipaddress
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -239,6 +241,22 @@ class SearchServer:
             return JSONResponse({"ready": False, "error": f"{type(error).__name__}: {error}"}, 503, {"Retry-After": str(RETRY_SECONDS)})
         return JSONResponse({"ready": True})
 
+    async def stamp(self, request: Request) -> Response:
+        from starlette.responses import JSONResponse, Response
+
+        if not self._allowed(request):
+            return JSONResponse({"error": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
+        try:
+            stamp = await asyncio.to_thread(self._stamp)  # the hash of a large corpus takes a while
+            return Response(to_json({"stamp": stamp}), media_type="application/json")
+        except Exception:  # a fault of the retriever: its trace goes to the log
+            logger.exception("A stamp failed")
+            return JSONResponse({"error": "the stamp failed; the server's log has the trace"}, 500)
+
+    def _stamp(self) -> Mapping[str, object]:
+        stamp: Callable[[], Mapping[str, object]] | None = getattr(self._retriever, "stamp", None)
+        return {"retriever": getattr(self._retriever, "name", type(self._retriever).__name__)} if stamp is None else stamp()
+
     async def metrics(self, request: Request) -> Response:
         from starlette.responses import PlainTextResponse
 
@@ -291,13 +309,20 @@ def create_app(
         Demanded as ``Authorization: Bearer`` on all paths but ``/health``; None: nothing is demanded.
     default_top_k
         Passages for each query where a request of Search-R1 or R1-Searcher leaves the number open.
+
+    Raises
+    ------
+    RetrieverError
+        The extra ``serve`` is not installed.
     """
+    check_installed()
     from starlette.applications import Starlette
     from starlette.routing import Route
 
     server = SearchServer(retriever, token, default_top_k, limits or Limits())
     routes = [Route(path, server.answer, methods=["POST"]) for path in sorted({format_.path for format_ in FORMATS.values()})]
-    routes += [Route(path, end) for path, end in (("/health", server.health), ("/ready", server.ready), ("/metrics", server.metrics))]
+    others = {"/health": server.health, "/ready": server.ready, "/stamp": server.stamp, "/metrics": server.metrics}
+    routes += [Route(path, end) for path, end in others.items()]
     return Starlette(routes=routes, lifespan=server.lifespan)
 
 
@@ -309,13 +334,21 @@ def serve(
     Raises
     ------
     RetrieverError
-        ``host`` is not a loopback address and there is no token.
+        ``host`` is not a loopback address and there is no token; or the extra ``serve`` is not installed.
     """
     check_exposure(host, token)
+    check_installed()
     import uvicorn
 
     app = create_app(retriever, token=token, default_top_k=default_top_k)
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=STOP_SECONDS, access_log=False)
+
+
+def check_installed() -> None:
+    """Raise :class:`RetrieverError` where a library of the extra ``serve`` is missing."""
+    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RetrieverError(f"a search server needs {' and '.join(missing)}; pip install 'searchqa-gym[serve]'")
 
 
 def check_exposure(host: str, token: str | None) -> None:
