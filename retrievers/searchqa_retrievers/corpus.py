@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import logging
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from searchqa_retrievers.corpus_formats import Row, read_passages
 from searchqa_retrievers.types import CorpusError, Passage
 
 logger = logging.getLogger(__name__)
@@ -23,15 +21,16 @@ logger = logging.getLogger(__name__)
 class Corpus:
     """An immutable set of passages, sorted by id as strings, so that the order of positions is the order of ids.
 
-    Make one with :meth:`from_jsonl` or :meth:`from_passages`.
+    Make one with :meth:`from_jsonl` or :meth:`from_passages`, or with :func:`~searchqa_retrievers.stored_corpus.open_corpus`, which
+    leaves a large one on disk.
 
     Attributes
     ----------
-    ids, titles, texts : list of str
+    ids, titles, texts : sequence of str
         The columns, all of the same length; treat them as read-only.
     """
 
-    def __init__(self, ids: list[str], titles: list[str], texts: list[str]) -> None:
+    def __init__(self, ids: Sequence[str], titles: Sequence[str], texts: Sequence[str]) -> None:
         if not len(ids) == len(titles) == len(texts):
             raise CorpusError(f"columns must have one length, but there are {len(ids)} ids, {len(titles)} titles, {len(texts)} texts")
         if any(left >= right for left, right in pairwise(ids)):
@@ -46,13 +45,7 @@ class Corpus:
 
         A passage given twice is kept once. Raises :class:`CorpusError` when two different passages share an id.
         """
-        rows: dict[str, Passage] = {}
-        for number, row in enumerate(passages):
-            passage = Passage(*row)
-            if not (isinstance(passage.id, str) and isinstance(passage.title, str) and isinstance(passage.text, str)):
-                raise CorpusError(f"passage {number}: id, title and text must be strings, got {passage!r:.200}")
-            _add(rows, passage, f"passage {number}")
-        return cls._from_rows(rows)
+        return Corpus.from_rows(_checked(passages))
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> Corpus:
@@ -60,29 +53,26 @@ class Corpus:
 
         A row has ``id`` (string or integer) and either ``contents``, which is ``"Title"\ntext`` with the title in double quotes, or
         ``text`` with an optional ``title``. Where both forms are present, ``title`` and ``text`` count. Contents of a single line are
-        a text without title. Blank lines are passed over.
+        a text without title. Blank lines are passed over. For other formats and for corpora past memory there is
+        :func:`~searchqa_retrievers.stored_corpus.open_corpus`.
 
         Raises
         ------
         CorpusError
             The file cannot be read, or a row is malformed; the message names file, line (from 1) and field.
         """
-        path = Path(path)
-        rows: dict[str, Passage] = {}
-        try:
-            with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        where = f"{path}, line {number}"
-                        _add(rows, _parse_row(line, where), where)
-        except (OSError, EOFError, zlib.error) as error:
-            raise CorpusError(f"cannot read the corpus {path}: {error}; give an existing .jsonl or .jsonl.gz file") from error
-        return cls._from_rows(rows)
+        return Corpus.from_rows(read_passages(path, "jsonl"))
 
     @classmethod
-    def _from_rows(cls, rows: dict[str, Passage]) -> Corpus:
-        ordered = [rows[id_] for id_ in sorted(rows)]
-        return cls([p.id for p in ordered], [p.title for p in ordered], [p.text for p in ordered])
+    def from_rows(cls, rows: Iterable[Row]) -> Corpus:
+        """A corpus of passages with the places that they were read from, which only the messages of errors name."""
+        passages: dict[str, Passage] = {}
+        for where, passage in rows:
+            known = passages.setdefault(passage.id, passage)
+            if known is not passage:
+                check_repetition(known, passage, where)
+        ordered = [passages[id_] for id_ in sorted(passages)]
+        return Corpus([p.id for p in ordered], [p.title for p in ordered], [p.text for p in ordered])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -130,10 +120,8 @@ class Corpus:
         return {id_: index for index, id_ in enumerate(self.ids)}
 
 
-def _add(rows: dict[str, Passage], passage: Passage, where: str) -> None:
-    known = rows.setdefault(passage.id, passage)
-    if known is passage:
-        return
+def check_repetition(known: Passage, passage: Passage, where: str) -> None:
+    """Raise :class:`CorpusError` unless a passage is what its id already names."""
     if known != passage:
         raise CorpusError(
             f"{where}, field 'id': {passage.id!r} already names a different passage, titled {known.title!r}; ids must be unique"
@@ -141,32 +129,9 @@ def _add(rows: dict[str, Passage], passage: Passage, where: str) -> None:
     logger.debug("%s: passage %r is there twice with equal content; kept once", where, passage.id)
 
 
-def _parse_row(line: bytes, where: str) -> Passage:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise CorpusError(f"{where}: not a JSON object: {error}") from error
-    if not isinstance(row, dict):
-        raise CorpusError(f"{where}: a row must be a JSON object, got {type(row).__name__}")
-    id_ = row.get("id")
-    if isinstance(id_, bool) or not isinstance(id_, str | int) or id_ == "":
-        raise CorpusError(f"{where}, field 'id': must be a non-empty string or an integer, got {id_!r}")
-    title, text, contents = (_text_field(row, field, where) for field in ("title", "text", "contents"))
-    if text is None:
-        if contents is None:
-            raise CorpusError(f"{where}, field 'contents': missing; a row needs 'contents', or 'text' with an optional 'title'")
-        head, newline, tail = contents.partition("\n")
-        text = tail if newline else contents
-        if title is None and newline:
-            title = head[1:-1] if len(head) >= 2 and head[0] == head[-1] == '"' else head
-    elif title is None and contents is not None and "\n" in contents:
-        head = contents.partition("\n")[0]
-        title = head[1:-1] if len(head) >= 2 and head[0] == head[-1] == '"' else head
-    return Passage(str(id_), title or "", text)
-
-
-def _text_field(row: dict[str, Any], field: str, where: str) -> str | None:
-    value = row.get(field)
-    if value is not None and not isinstance(value, str):
-        raise CorpusError(f"{where}, field {field!r}: must be a string, got {value!r:.80}")
-    return value
+def _checked(passages: Iterable[Passage | tuple[str, str, str]]) -> Iterator[Row]:
+    for number, row in enumerate(passages):
+        passage = Passage(*row)
+        if not (isinstance(passage.id, str) and isinstance(passage.title, str) and isinstance(passage.text, str)):
+            raise CorpusError(f"passage {number}: id, title and text must be strings, got {passage!r:.200}")
+        yield Row(f"passage {number}", passage)

@@ -393,7 +393,7 @@ def _given_corpus(corpus: CorpusGiven, data_dir: str | Path | None) -> Corpus:
         return _corpus_file(wiki)
     if isinstance(corpus, (str, Path)):
         path = Path(corpus).expanduser()
-        if not path.is_file():
+        if not path.exists():
             raise DataNotFoundError(f"no corpus file at {path}. Give the path of a .jsonl or .jsonl.gz file, or a list of passages.")
         return _corpus_file(path)
     from searchqa_retrievers.corpus import Corpus
@@ -425,9 +425,9 @@ def _find_wiki(data_dir: str | Path | None) -> Path | None:
 
 
 def _corpus_file(path: Path) -> Corpus:
-    from searchqa_retrievers.corpus import Corpus
+    from searchqa_retrievers.stored_corpus import open_corpus
 
-    return _cached(("corpus", str(path.resolve()), *_file_stamp(path)), lambda: Corpus.from_jsonl(path))
+    return _cached(("corpus", str(path.resolve()), *_file_stamp(path)), lambda: open_corpus(path))
 
 
 def _question_rows(questions: QuestionsGiven) -> list[QuestionRows]:
