@@ -26,11 +26,12 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest
+from searchqa_retrievers.wrapped import Wrapped
 
 LATENCY = "search/latency/"
 _LAST_BUCKET = 4 * 36  # 19 hours
@@ -82,6 +83,36 @@ def search_figures(counters: Mapping[str, float]) -> dict[str, float]:
     return figures
 
 
+class SearchCounters(Mapping[str, float]):
+    """Counters as they were at one moment, with the figures of :func:`search_figures`, which are worked out when first asked for.
+
+    ``sums`` has the counters alone, which can be added up and subtracted.
+    """
+
+    def __init__(self, sums: Mapping[str, float]) -> None:
+        self.sums = dict(sums)
+        self._figures: dict[str, float] | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Counters and figures as a plain dict."""
+        if self._figures is None:
+            self._figures = search_figures(self.sums)
+        return self._figures
+
+    def __getitem__(self, key: str) -> float:
+        return self.figures[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.figures)
+
+    def __len__(self) -> int:
+        return len(self.figures)
+
+    def __repr__(self) -> str:
+        return f"SearchCounters({self.figures!r})"
+
+
 def _percentile(buckets: Sequence[tuple[int, float]], share: float) -> float:
     """Upper end, in milliseconds, of the bucket in which the call of that rank lies."""
     rank = math.ceil(share * sum(count for _, count in buckets))
@@ -95,7 +126,7 @@ def latency_bucket(seconds: float) -> int:
     return min(max(math.ceil(4 * math.log2(seconds * 1e6)), 0), _LAST_BUCKET) if seconds > 1e-6 else 0
 
 
-class Counted:
+class Counted(Wrapped):
     """Counts what a back end is asked, and what that costs. It belongs directly round the back end, inside all caches.
 
     Round a composition whose parts are counted themselves it adds the money only, as their calls are the back end's.
@@ -110,12 +141,8 @@ class Counted:
     def __init__(self, retriever: Retriever, price: float = 0.0) -> None:
         if isinstance(price, bool) or not isinstance(price, int | float) or not 0 <= price < math.inf:
             raise RetrieverError(f"price must be a number of at least 0, of one request, got {price!r}")
-        self.retriever = retriever
+        super().__init__(retriever)
         self.price = float(price)
-        self.name: str = getattr(retriever, "name", type(retriever).__name__)
-        self.needs_gold: bool = getattr(retriever, "needs_gold", False)
-        if hasattr(retriever, "set_progress"):  # a cache round this one forgets its answers where there is such a method
-            self.set_progress = retriever.set_progress
         self._lock = threading.Lock()
         self._calls = self._requests = self._failures = 0
         self._seconds = 0.0
@@ -156,17 +183,6 @@ class Counted:
                 "search/backend_failures": float(self._failures),
                 "search/backend_seconds": self._seconds,
             }
-
-    def cache_key(self, request: SearchRequest) -> Hashable:
-        return self.retriever.cache_key(request)
-
-    def stamp(self) -> dict[str, Any]:
-        """The stamp of the inner retriever: counting changes no result."""
-        stamp = getattr(self.retriever, "stamp", None)
-        return {"retriever": self.name} if stamp is None else dict(stamp())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Counted:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Counted, (self.retriever, self.price)

@@ -60,6 +60,11 @@ def default_cache_key(request: SearchRequest) -> Hashable:
     return (request.query, request.top_k, filters)
 
 
+def follows_progress(retriever: object) -> bool:
+    """Whether answers depend on ``set_progress``: they do where there is such a method, unless an attribute ``follows_progress`` says otherwise."""
+    return bool(getattr(retriever, "follows_progress", hasattr(retriever, "set_progress")))
+
+
 @runtime_checkable
 class Retriever(Protocol):
     """A search back end.
@@ -67,8 +72,8 @@ class Retriever(Protocol):
     ``search`` answers all requests of one environment step in one call. It returns, for each request, at most ``top_k`` hits ordered by
     score descending and then by passage id ascending, and raises :class:`RetrieverUnavailable` when it cannot answer.
     Optional attributes: ``needs_gold: bool`` (default False), ``name: str`` and ``stamp() -> dict`` (settings, for the record of a run),
-    ``set_progress(step, total)`` (schedules), ``counters() -> dict[str, float]`` (what was counted since it was made; a retriever round
-    another one adds its own counters to those of the inner one).
+    ``set_progress(step, total)`` (schedules; one that only passes it on has ``follows_progress``, see the function of that name), and
+    ``counters() -> dict[str, float]`` (see ``searchqa_retrievers.counted``; a retriever round others adds its own to theirs).
     """
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]: ...

@@ -174,7 +174,7 @@ def test_threads_share_one_cache():
     for thread in threads:
         thread.join()
     assert failures == []
-    assert cached.hits + cached.misses == 4 * 300 * 2
+    assert cached.hits + cached.joins + cached.misses == 4 * 300 * 2
     assert len(cached) == 5
 
 
@@ -189,3 +189,111 @@ def test_answers_found_before_a_change_are_not_kept_after_it():
     cached = Cached(Changing())
     assert ask(cached, "a")[0][0].passage.text == "a None"
     assert ask(cached, "a")[0][0].passage.text == "a (1, 1)"
+
+
+class Slow(Recording):
+    """Each search waits until it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.began = threading.Semaphore(0)
+        self.go = threading.Event()
+
+    def search(self, requests):
+        self.began.release()
+        assert self.go.wait(20)
+        return super().search(requests)
+
+
+def in_threads(*works):
+    """Start each, and give back their threads and what they returned or raised."""
+    results = [None] * len(works)
+
+    def run(number, work):
+        try:
+            results[number] = work()
+        except RetrieverUnavailable as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=run, args=(number, work)) for number, work in enumerate(works)]
+    for thread in threads:
+        thread.start()
+    return threads, results
+
+
+def test_threads_that_miss_the_same_key_at_once_ask_once():
+    inner = Slow()
+    cached = Cached(inner)
+    threads, results = in_threads(*[lambda: ask(cached, "a", "b")] * 5, lambda: ask(cached, "b", "c"))
+    assert inner.began.acquire(timeout=20)
+    inner.go.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(query for call in inner.calls for query in call) == ["a", "b", "c"]
+    assert results[:5] == [[[Hit(Passage("0", "", "a None"), 1.0)], [Hit(Passage("0", "", "b None"), 1.0)]]] * 5
+    assert results[5][1][0].passage.text == "c None"
+    assert cached.misses == 3
+    assert cached.hits + cached.joins == 9
+    assert cached.counters() == {"search/cache_hits": cached.hits, "search/cache_joins": cached.joins, "search/cache_misses": 3}
+
+
+def test_who_waited_for_a_failure_asks_itself():
+    class FailsFirst(Slow):
+        def search(self, requests):
+            first = not self.calls
+            answers = super().search(requests)
+            if first:
+                raise RetrieverUnavailable("gone")
+            return answers
+
+    inner = FailsFirst()
+    cached = Cached(inner)
+    first, failed = in_threads(lambda: ask(cached, "a"))
+    assert inner.began.acquire(timeout=20)
+    second, answered = in_threads(lambda: ask(cached, "a"))
+    threading.Event().wait(0.05)  # the second joins the first, or comes too late for that: what is asserted holds either way
+    inner.go.set()
+    for thread in (*first, *second):
+        thread.join()
+    assert isinstance(failed[0], RetrieverUnavailable)
+    assert answered[0][0][0].passage.text == "a None"
+    assert inner.calls == [["a"], ["a"]]
+
+
+def test_waiting_for_another_thread_is_bounded():
+    inner = Slow()
+    cached = Cached(inner, patience=0.05)
+    first, slow = in_threads(lambda: ask(cached, "a"))
+    assert inner.began.acquire(timeout=20)
+    second, own = in_threads(lambda: ask(cached, "a"))
+    assert inner.began.acquire(timeout=20)  # it has waited enough, and asks itself
+    inner.go.set()
+    for thread in (*first, *second):
+        thread.join()
+    assert slow == own
+    assert inner.calls == [["a"], ["a"]]
+
+
+def test_nobody_joins_a_question_from_before_a_change():
+    inner = Slow()
+    cached = Cached(inner)
+    first, _ = in_threads(lambda: ask(cached, "a"))
+    assert inner.began.acquire(timeout=20)
+    cached.set_progress(1, 2)
+    second, _ = in_threads(lambda: ask(cached, "a"))
+    assert inner.began.acquire(timeout=20)
+    inner.go.set()
+    for thread in (*first, *second):
+        thread.join()
+    assert inner.calls == [["a"], ["a"]]
+
+
+def test_a_retriever_that_only_passes_progress_on_keeps_its_cache():
+    inner = Recording()
+    inner.follows_progress = False
+    cached = Cached(inner)
+    ask(cached, "a")
+    cached.set_progress(1, 2)
+    ask(cached, "a")
+    assert inner.calls == [["a"]]
+    assert inner.progress == (1, 2)
