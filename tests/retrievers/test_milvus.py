@@ -1,0 +1,275 @@
+"""Milvus: equal to exact dense search, filled once, resumed where it was killed, and lost in bounded time."""
+
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from searchqa_retrievers import Corpus, DenseRetriever, RetrieverError, RetrieverUnavailable, SearchRequest, build_retriever
+from searchqa_retrievers.testing import LostBackEndContract, RetrieverContract
+
+pytest.importorskip("pymilvus")
+pytest.importorskip("milvus_lite")
+
+from searchqa_retrievers.milvus import MilvusCollectionError, MilvusRetriever
+
+CITIES = ("Paris", "Rome", "Lima", "Oslo", "Cairo", "Quito", "Delhi", "Tokyo", "Accra", "Sofia")
+FACTS = (
+    "is the capital of its country",
+    "lies on a wide river",
+    "has a famous opera house",
+    "was founded by settlers",
+    "is known for its bread",
+    "was the home of a novelist",
+    "has a harbour on the sea",
+    "held the winter games",
+    "is twinned with a port",
+    "has an old university",
+)
+CORPUS = Corpus.from_passages((f"p{100 + i}", f"{city} {j}", f"{city} {fact}.") for i, (city, j, fact) in enumerate(
+    (city, j, fact) for city in CITIES for j, fact in enumerate(FACTS)
+))  # fmt: skip
+QUERIES = ("capital of Peru", "Who wrote the novel?", "river in Rome", "zyzzyva", "", "a harbour by the sea in Norway")
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("milvus") / "index.db")
+
+
+@pytest.fixture(scope="module")
+def milvus(uri, encoder):
+    return MilvusRetriever(CORPUS, encoder, uri, show_progress=False)
+
+
+class TestMilvus(RetrieverContract):
+    @pytest.fixture(autouse=True)
+    def _parts(self, milvus, encoder, uri):
+        self.make_retriever = lambda: MilvusRetriever(CORPUS, encoder, uri, show_progress=False)
+
+    def make_retriever(self):
+        raise NotImplementedError
+
+
+class TestMilvusLost(LostBackEndContract):
+    @pytest.fixture(autouse=True)
+    def _parts(self, encoder):
+        self.encoder = encoder
+
+    def make_lost_retriever(self):
+        class Late:
+            """Connects at the first search, so that the contract sees what that raises."""
+
+            def search(_, requests):
+                return MilvusRetriever(CORPUS, self.encoder, f"http://127.0.0.1:{free_port()}", timeout=1.0).search(requests)
+
+        return Late()
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 20, 100, 200])
+def test_it_gives_what_exact_dense_search_gives(milvus, encoder, top_k):
+    dense = DenseRetriever(CORPUS, encoder, show_progress=False)
+    requests = [SearchRequest(query, top_k) for query in QUERIES]
+    for ours, theirs in zip(milvus.search(requests), dense.search(requests), strict=True):
+        assert [hit.passage for hit in ours] == [hit.passage for hit in theirs]
+        assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=1e-5)
+
+
+def test_a_configuration_gives_the_same_retriever(milvus, uri, minilm_folder):
+    config = {"name": "milvus", "uri": uri, "encoder": "minilm", "model": minilm_folder, "device": "cpu", "cache_entries": 0}
+    retriever = build_retriever(config, CORPUS)
+    requests = [SearchRequest(query, 3) for query in QUERIES]
+    assert retriever.search(requests) == milvus.search(requests)
+    assert retriever.stamp() == {**milvus.stamp(), "encoder": retriever.encoder.stamp()}
+    assert uri not in json.dumps(retriever.stamp())
+
+
+def test_equal_vectors_past_the_first_reply_come_in_the_order_of_ids(encoder, tmp_path):
+    """Forty equal passages and a top_k of 3: the server may give any of them, the answer has the first ids."""
+    corpus = Corpus.from_passages([(f"{i:02d}", "Same", "The same text.") for i in range(40)] + [("zz", "Other", "A goat.")])
+    retriever = MilvusRetriever(corpus, encoder, str(tmp_path / "ties.db"), show_progress=False)
+    [hits] = retriever.search([SearchRequest("same text", 3)])
+    assert [hit.passage.id for hit in hits] == ["00", "01", "02"]
+    assert len({hit.score for hit in hits}) == 1
+
+
+@pytest.mark.parametrize(
+    ("index", "index_params", "search_params"),
+    [("HNSW", {"M": 8, "efConstruction": 64}, {"ef": 64}), ("IVF_FLAT", {"nlist": 64}, {"nprobe": 64})],
+)
+def test_approximate_indexes_find_nearly_all_of_the_best(encoder, uri, milvus, index, index_params, search_params):
+    retriever = MilvusRetriever(
+        CORPUS, encoder, uri, f"c_{index}", index, index_params, search_params, show_progress=False
+    )  # fmt: skip
+    requests = [SearchRequest(query, 5) for query in QUERIES]
+    pairs = zip(retriever.search(requests), milvus.search(requests), strict=True)
+    shared = [len({hit.passage.id for hit in ours} & {hit.passage.id for hit in exact}) / 5 for ours, exact in pairs]
+    assert np.mean(shared) > 0.9
+    assert retriever.stamp()["index"] == index
+
+
+def test_another_corpus_encoder_or_index_is_refused(milvus, encoder, uri):
+    other = Corpus.from_passages([("1", "A", "b")])
+    with pytest.raises(MilvusCollectionError, match="corpus_sha256"):
+        MilvusRetriever(other, encoder, uri)
+    with pytest.raises(MilvusCollectionError, match="index 'FLAT' instead of 'HNSW'"):
+        MilvusRetriever(CORPUS, encoder, uri, index="HNSW")
+
+    class Other(type(encoder)):
+        def __init__(self):
+            self.__dict__.update(encoder.__dict__, fingerprint="another")
+
+    with pytest.raises(MilvusCollectionError, match="fingerprint"):
+        MilvusRetriever(CORPUS, Other(), uri)
+
+
+def test_a_collection_of_somebody_else_is_refused_and_left_alone(milvus, encoder, uri):
+    milvus._client.create_collection("theirs", dimension=encoder.dimension)
+    with pytest.raises(MilvusCollectionError, match="no record"):
+        MilvusRetriever(CORPUS, encoder, uri, "theirs")
+    assert milvus._client.has_collection("theirs")
+
+
+def test_rows_too_many_are_refused(milvus, encoder, uri):
+    MilvusRetriever(CORPUS, encoder, uri, "more", show_progress=False)
+    milvus._client.upsert("more", [{"position": 1000, "vector": [0.0] * encoder.dimension}])
+    with pytest.raises(MilvusCollectionError, match="101 rows"):
+        MilvusRetriever(CORPUS, encoder, uri, "more", show_progress=False)
+
+
+def test_a_full_collection_is_opened_without_encoding(milvus, uri, encoder, monkeypatch):
+    monkeypatch.setattr(type(encoder), "encode_passages", lambda *_: pytest.fail("encoded again"))
+    again = MilvusRetriever(CORPUS, encoder, uri)
+    assert again.search([SearchRequest("river", 3)]) == milvus.search([SearchRequest("river", 3)])
+
+
+def test_pickled_it_connects_again(milvus):
+    again = pickle.loads(pickle.dumps(milvus))
+    assert again.search([SearchRequest("river", 3)]) == milvus.search([SearchRequest("river", 3)])
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[3])
+import searchqa_retrievers.milvus as module
+from searchqa_retrievers import Corpus, Encoder
+module._BATCH = 16
+encoder = Encoder("minilm", model=sys.argv[2], device="cpu")
+encode, calls = encoder.encode_passages, []
+def encode_passages(texts):
+    calls.append(len(texts))
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(texts)
+encoder.encode_passages = encode_passages
+corpus = Corpus.from_jsonl(sys.argv[4])
+module.MilvusRetriever(corpus, encoder, sys.argv[1], show_progress=False)
+"""
+
+
+def test_a_build_that_was_killed_goes_on_where_it_stopped(milvus, encoder, minilm_folder, tmp_path, monkeypatch):
+    import searchqa_retrievers
+    import searchqa_retrievers.milvus as module
+
+    rows = tmp_path / "corpus.jsonl"
+    rows.write_text("".join(json.dumps({"id": p.id, "title": p.title, "text": p.text}) + "\n" for p in CORPUS))
+    where = str(tmp_path / "killed.db")
+    package = os.path.dirname(os.path.dirname(searchqa_retrievers.__file__))
+    killed = subprocess.run([sys.executable, "-c", KILLED, where, minilm_folder, package, str(rows)], timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+
+    monkeypatch.setattr(module, "_BATCH", 16)
+    encoded = []
+    encode = type(encoder).encode_passages
+    monkeypatch.setattr(type(encoder), "encode_passages", lambda self, texts: encoded.append(len(texts)) or encode(self, texts))
+    again = MilvusRetriever(CORPUS, encoder, where, show_progress=False)
+    assert sum(encoded) == 100 - 3 * 16
+    requests = [SearchRequest(query, 10) for query in QUERIES]
+    answers = again.search(requests)
+    assert [[hit.passage for hit in hits] for hits in answers] == [[hit.passage for hit in hits] for hits in milvus.search(requests)]
+
+
+def test_a_server_that_cannot_be_reached_is_a_lost_back_end(encoder):
+    started = time.monotonic()
+    with pytest.raises(RetrieverUnavailable, match="Milvus"):
+        MilvusRetriever(CORPUS, encoder, f"http://127.0.0.1:{free_port()}", timeout=1.0)
+    assert time.monotonic() - started < 30
+
+
+def test_a_server_that_stops_is_a_lost_back_end_and_one_that_comes_back_answers(encoder, tmp_path):
+    port = free_port()
+    server = _serve(tmp_path / "data", port)
+    try:
+        retriever = MilvusRetriever(CORPUS, encoder, f"http://127.0.0.1:{port}", timeout=3.0, show_progress=False)
+        expected = retriever.search([SearchRequest("river", 3)])
+        assert len(expected[0]) == 3
+        server.kill()
+        server.wait()
+        for _ in range(2):
+            with pytest.raises(RetrieverUnavailable):
+                retriever.search([SearchRequest("river", 3)])
+        server = _serve(tmp_path / "data", port)
+        assert _patiently(lambda: retriever.search([SearchRequest("river", 3)])) == expected
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _serve(folder, port):
+    code = (
+        "import sys, threading\nfrom milvus_lite.adapter.grpc.server import start_server_in_thread\n"
+        "kept = start_server_in_thread(data_dir=sys.argv[1], host='127.0.0.1', port=int(sys.argv[2]))\nthreading.Event().wait()"
+    )
+    server = subprocess.Popen([sys.executable, "-c", code, str(folder), str(port)])
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return server
+        except OSError:
+            time.sleep(0.1)
+    server.kill()
+    raise AssertionError("the server did not start")
+
+
+def _patiently(search):
+    for _ in range(20):
+        try:
+            return search()
+        except RetrieverUnavailable:
+            time.sleep(0.3)
+    return search()
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "needs uri"),
+        ({"uri": "./a.db", "index": "flat"}, "index of retriever 'milvus' must be one of FLAT"),
+        ({"uri": "./a.db", "timeout": 0}, "timeout"),
+        ({"uri": "./a.db", "rescore_factor": 0}, "rescore_factor"),
+    ],
+)
+def test_settings_out_of_range_are_errors(options, message, minilm_folder):
+    with pytest.raises(RetrieverError, match=message):
+        build_retriever({"name": "milvus", "encoder": "minilm", "model": minilm_folder, "device": "cpu", **options}, CORPUS)
+
+
+def test_an_empty_corpus_and_more_than_milvus_gives_are_errors(milvus, encoder, uri):
+    with pytest.raises(RetrieverError, match="at least one passage"):
+        MilvusRetriever(Corpus.from_passages([]), encoder, uri)
+    with pytest.raises(RetrieverError, match="16384"):
+        milvus.search([SearchRequest("river", 20_000)])
