@@ -111,10 +111,12 @@ Examples:
         "serve_command",
         "be a search server over a corpus, for this package and for the clients of Search-R1, R1-Searcher and ZeroSearch",
         """usage: searchqa serve --corpus FILE [--retriever NAME] [--host HOST] [--port PORT] [--top-k K] [key=value ...]
+       searchqa serve env=NAME [env.key=value ...] [--host HOST] [--port PORT] [--top-k K]
 
-FILE has one passage a line (.jsonl or .jsonl.gz); key=value are options of the retriever. POST /search is this package's format, /retrieve that of
-Search-R1 and of ZeroSearch's wiki server, /queries that of R1-Searcher; GET /health, /ready, /metrics. Ctrl-C or SIGTERM stops it, once
-what is under way has its answer.
+FILE has one passage a line (.jsonl or .jsonl.gz); key=value are options of the retriever, each value in YAML. With env=NAME it serves the retriever
+that an environment has by itself; the generated world is searched over HTTP by env.retriever.name=http beside the same other env words.
+POST /search is this package's format, /retrieve that of Search-R1 and of ZeroSearch's wiki server, /queries that of R1-Searcher;
+GET /health, /ready, /stamp, /metrics. Ctrl-C or SIGTERM stops it, once what is under way has its answer.
   --retriever bm25         any that searches a corpus
   --host 127.0.0.1         another address than loopback needs a token, in $SEARCHQA_RETRIEVER_TOKEN
   --port 8000              0: any that is free
@@ -122,7 +124,10 @@ what is under way has its answer.
 
 Examples:
   searchqa serve --corpus corpus.jsonl
-  searchqa serve --corpus corpus.jsonl.gz --retriever bm25 --port 9000 preset=search-r1""",
+  searchqa serve --corpus corpus.jsonl.gz --retriever bm25 --port 9000 preset=search-r1
+  searchqa serve --corpus corpus.jsonl --retriever hybrid retrievers='[bm25, {name: dense}]'
+  searchqa serve env=world env.preset=medium                    then, elsewhere:
+  searchqa train env=world env.preset=medium env.retriever.name=http env.retriever.url=http://127.0.0.1:8000""",
     ),
 }
 HYDRA_COMMANDS = ("train", "sft", "eval")

@@ -1,11 +1,14 @@
-"""``searchqa serve``: a search server over a corpus."""
+"""``searchqa serve``: a search server over a corpus, or with the retriever of an environment."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from searchqa_retrievers import Retriever
 
 TOKEN_VARIABLE = "SEARCHQA_RETRIEVER_TOKEN"
 """Environment variable with the server's token: on a command line it would be seen by everybody on the machine."""
@@ -20,15 +23,12 @@ class _Parser(argparse.ArgumentParser):
 
 def main(line: Sequence[str]) -> int:
     """Run ``searchqa serve <line>`` until it is told to stop."""
-    import yaml
-
     from searchqa_agents.cli import UsageError
-    from searchqa_retrievers import Corpus, build_retriever
-    from searchqa_retrievers.http_server import check_exposure, serve
+    from searchqa_retrievers.http_server import check_exposure, check_installed, serve
 
     parser = _Parser(prog="searchqa serve", add_help=False, allow_abbrev=False)
-    parser.add_argument("--corpus", required=True)
-    parser.add_argument("--retriever", default="bm25")
+    parser.add_argument("--corpus")
+    parser.add_argument("--retriever")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--top-k", type=int, default=3)
@@ -36,8 +36,35 @@ def main(line: Sequence[str]) -> int:
     words = parser.parse_intermixed_args(line)
     if words.top_k < 1 or not 0 <= words.port <= 65535:
         raise UsageError(f"--top-k must be at least 1 and --port 0 to 65535; got {words.top_k} and {words.port}.")
-    options = {}
-    for word in words.options:
+    of_env = [word for word in words.options if word.startswith(("env=", "env."))]
+    options = [word for word in words.options if word not in of_env]
+    if bool(of_env) == (words.corpus is not None):
+        raise UsageError("Either --corpus FILE or env=NAME says what is searched. See `searchqa serve --help`.")
+    if of_env and (words.retriever is not None or options):
+        raise UsageError(
+            "The retriever of an environment is chosen as for training: env.retriever=bm25, or env.retriever.name= and its options."
+        )
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    check_installed()
+    check_exposure(words.host, token)  # before the time that an index takes
+    filters = None
+    if of_env:
+        retriever, filters = _of_environment(of_env)
+    else:
+        retriever = _over_corpus(words.corpus, words.retriever or "bm25", options)
+    serve(retriever, words.host, words.port, token=token, default_top_k=words.top_k, ready_filters=filters)
+    return 0
+
+
+def _over_corpus(corpus: str, name: str, words: Sequence[str]) -> Retriever:
+    import yaml
+
+    from searchqa_agents.cli import UsageError
+    from searchqa_retrievers import build_retriever
+    from searchqa_retrievers.stored_corpus import open_corpus
+
+    options: dict[str, Any] = {}
+    for word in words:
         key, equals, value = word.partition("=")
         try:
             options[key] = yaml.safe_load(value)
@@ -45,8 +72,12 @@ def main(line: Sequence[str]) -> int:
             equals = ""
         if not equals or key == "name":
             raise UsageError(f"An option of the retriever is key=value, such as preset=search-r1; got {word!r}.")
-    token = os.environ.get(TOKEN_VARIABLE) or None
-    check_exposure(words.host, token)  # before the time that an index takes
-    retriever = build_retriever({"name": words.retriever, **options}, lambda: Corpus.from_jsonl(words.corpus))
-    serve(retriever, words.host, words.port, token=token, default_top_k=words.top_k)
-    return 0
+    return build_retriever({"name": name, **options}, lambda: open_corpus(corpus))
+
+
+def _of_environment(words: Sequence[str]) -> tuple[Retriever, Mapping[str, str] | None]:
+    """The retriever of the environment that these words of a training line describe, and the filters of a search in it."""
+    from searchqa_agents.play import make_env
+
+    rules = make_env(words).unwrapped.rules
+    return rules.retriever, rules.source.filters(rules.source[0])

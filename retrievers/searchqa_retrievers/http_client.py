@@ -33,15 +33,15 @@ MOST_BYTES = 2**28
 STAMP_SECONDS = 5.0
 """Longest time for asking the server what it is."""
 COUNTERS = (
-    "http_calls",
-    "http_tries",
-    "http_retries",
-    "http_hedges",
-    "http_timeouts",
-    "http_status_failures",
-    "http_format_failures",
-    "http_connection_failures",
-    "http_breaker_refusals",
+    "search/http_calls",
+    "search/http_tries",
+    "search/http_retries",
+    "search/http_hedges",
+    "search/http_timeouts",
+    "search/http_status_failures",
+    "search/http_format_failures",
+    "search/http_connection_failures",
+    "search/http_breaker_refusals",
 )
 """The keys of :meth:`Http.counters`."""
 
@@ -131,11 +131,11 @@ class Http:
             return []
         batches = self._batches(list(asked.values()))
         process = self._process()
-        process.counts.add("http_calls")
+        process.counts.add("search/http_calls")
         try:
             process.breaker.enter(self.url)
         except RetrieverUnavailable:
-            process.counts.add("http_breaker_refusals")
+            process.counts.add("search/http_breaker_refusals")
             raise
         try:
             future = process.run(self._ask(process, batches))
@@ -182,7 +182,7 @@ class Http:
         return {"retriever": self.name, "format": self.format.name, "url": self.url, "server": self._server}
 
     def counters(self) -> dict[str, float]:
-        """What this process has counted, by the names of :data:`COUNTERS`.
+        """What this process has counted, by the names of :data:`COUNTERS`, each after ``search/``.
 
         ``http_calls`` of ``search``; ``http_tries``: HTTP requests sent, of which ``http_retries`` after a failure and ``http_hedges`` beside a
         slow one; tries that failed: ``http_timeouts``, ``http_status_failures`` (a status other than 200), ``http_format_failures`` (not what the
@@ -243,7 +243,7 @@ class Http:
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**number) * random.Random().uniform(0.5, 1.0)
             record.tries += 1
             if number:
-                process.counts.add("http_retries")
+                process.counts.add("search/http_retries")
             try:
                 async with process.free:
                     return await self._hedged(process, body, batch)
@@ -266,7 +266,7 @@ class Http:
             if first.done() or process.free.locked():
                 return await first
             async with process.free:
-                process.counts.add("http_hedges")
+                process.counts.add("search/http_hedges")
                 tasks.append(asyncio.create_task(self._try(process, body, batch)))
                 pending = set(tasks)
                 while pending:
@@ -282,7 +282,7 @@ class Http:
 
     async def _try(self, process: _Process, body: bytes, batch: list[SearchRequest]) -> list[list[Hit]]:
         """One HTTP request; :class:`_TryFailed` where another may have more luck."""
-        process.counts.add("http_tries")
+        process.counts.add("search/http_tries")
         try:
             async with asyncio.timeout(self.timeout):
                 reply = await _send(process.client, "POST", self.url, body)
@@ -293,15 +293,15 @@ class Http:
                     raise FormatError("it has no scores")
                 return hits
         except TimeoutError:
-            process.counts.add("http_timeouts")
+            process.counts.add("search/http_timeouts")
             raise _TryFailed(f"no answer in {self.timeout:g} s") from None
         except FormatError as error:
-            process.counts.add("http_format_failures")
+            process.counts.add("search/http_format_failures")
             raise _TryFailed(f"an answer that is not of the format {self.format.name!r}: {error}") from error
         except process.errors as error:
-            process.counts.add("http_connection_failures")
+            process.counts.add("search/http_connection_failures")
             raise _TryFailed(f"{type(error).__name__}: {error}") from error
-        process.counts.add("http_status_failures")
+        process.counts.add("search/http_status_failures")
         cause = f"status {reply.status}: {reply.content[:300].decode('utf-8', 'replace')}"
         if reply.status not in (408, 429) and reply.status < 500:
             raise RetrieverError(

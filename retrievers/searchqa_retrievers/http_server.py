@@ -154,11 +154,14 @@ class _Batcher:
 class SearchServer:
     """The state behind an application: a retriever, its batches, and what was counted; :func:`create_app` makes the application."""
 
-    def __init__(self, retriever: Retriever, token: str | None, default_top_k: int, limits: Limits) -> None:
+    def __init__(
+        self, retriever: Retriever, token: str | None, default_top_k: int, limits: Limits, ready_filters: Mapping[str, str] | None
+    ) -> None:
         self._retriever = retriever
         self._token = None if token is None else f"Bearer {token}".encode()
         self._default_top_k = default_top_k
         self._limits = limits
+        self._ready_filters = ready_filters
         self._batcher: _Batcher
         self._statuses: Counter[tuple[str, int]] = Counter()
         self._latencies = [0] * (len(LATENCIES) + 1)
@@ -236,7 +239,7 @@ class SearchServer:
             return JSONResponse({"error": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
         self._probes += 1  # a new query each time, which no cache answers
         try:
-            await self._batcher.search([SearchRequest(f"ready {self._probes}", 1)])
+            await self._batcher.search([SearchRequest(f"ready {self._probes}", 1, filters=self._ready_filters)])
         except Exception as error:  # noqa: BLE001 (whatever it is, a server that cannot search is not ready)
             return JSONResponse({"ready": False, "error": f"{type(error).__name__}: {error}"}, 503, {"Retry-After": str(RETRY_SECONDS)})
         return JSONResponse({"ready": True})
@@ -299,7 +302,12 @@ class SearchServer:
 
 
 def create_app(
-    retriever: Retriever, *, token: str | None = None, default_top_k: int = DEFAULT_TOP_K, limits: Limits | None = None
+    retriever: Retriever,
+    *,
+    token: str | None = None,
+    default_top_k: int = DEFAULT_TOP_K,
+    limits: Limits | None = None,
+    ready_filters: Mapping[str, str] | None = None,
 ) -> Starlette:
     """An ASGI application that answers searches with ``retriever``, which one thread at a time calls.
 
@@ -309,6 +317,10 @@ def create_app(
         Demanded as ``Authorization: Bearer`` on all paths but ``/health``; None: nothing is demanded.
     default_top_k
         Passages for each query where a request of Search-R1 or R1-Searcher leaves the number open.
+    limits
+        Default: :class:`Limits` as it is.
+    ready_filters
+        Filters of the search that ``/ready`` makes, for a retriever that demands some.
 
     Raises
     ------
@@ -319,7 +331,7 @@ def create_app(
     from starlette.applications import Starlette
     from starlette.routing import Route
 
-    server = SearchServer(retriever, token, default_top_k, limits or Limits())
+    server = SearchServer(retriever, token, default_top_k, limits or Limits(), ready_filters)
     routes = [Route(path, server.answer, methods=["POST"]) for path in sorted({format_.path for format_ in FORMATS.values()})]
     others = {"/health": server.health, "/ready": server.ready, "/stamp": server.stamp, "/metrics": server.metrics}
     routes += [Route(path, end) for path, end in others.items()]
@@ -327,9 +339,15 @@ def create_app(
 
 
 def serve(
-    retriever: Retriever, host: str = "127.0.0.1", port: int = 8000, *, token: str | None = None, default_top_k: int = DEFAULT_TOP_K
+    retriever: Retriever,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    token: str | None = None,
+    default_top_k: int = DEFAULT_TOP_K,
+    ready_filters: Mapping[str, str] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way are still answered.
+    """Serve until SIGINT or SIGTERM; requests under way are still answered. The arguments are those of :func:`create_app`.
 
     Raises
     ------
@@ -340,7 +358,7 @@ def serve(
     check_installed()
     import uvicorn
 
-    app = create_app(retriever, token=token, default_top_k=default_top_k)
+    app = create_app(retriever, token=token, default_top_k=default_top_k, ready_filters=ready_filters)
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=STOP_SECONDS, access_log=False)
 
 

@@ -388,7 +388,7 @@ def under_storm(
             f"    killed {len(servers) - started}; "
             + ", ".join(f"{name} {faults[name]:,}" for name in (*FAULTS, "server gone", "passed on"))
         )
-        print("    " + ", ".join(f"{name.removeprefix('http_')} {value:,.0f}" for name, value in calls.counters.items()), flush=True)
+        print("    " + ", ".join(f"{name.removeprefix('search/http_')} {value:,.0f}" for name, value in calls.counters.items()), flush=True)
     return calls
 
 

@@ -9,12 +9,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from searchqa_envs.errors import ConfigurationError, UnknownQuestionError
 from searchqa_envs.questions import Question
 from searchqa_envs.world.generate import GENERATOR_VERSION, World, question_slots
+from searchqa_envs.world.names import SPLITS
 from searchqa_envs.world.schema import WorldPreset, check_split, get_preset
+from searchqa_retrievers.composition import Composition, stamp_of
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest
 
 DEFAULT_NUM_WORLDS = {"train": 100_000, "dev": 64, "test": 64}
@@ -22,6 +24,7 @@ DEFAULT_NUM_WORLDS = {"train": 100_000, "dev": 64, "test": 64}
 
 _ENTITIES_IN_MEMORY = 50_000
 _MAX_WORLDS_IN_MEMORY = 512
+_MANY = 10**18
 
 Value = TypeVar("Value")
 
@@ -149,13 +152,20 @@ class WorldSource:
         return {"world": question.id.rsplit("-", 2)[1]}
 
     def build_retriever(self, config: Mapping[str, Any]) -> Retriever:
-        """The retriever ``{"name": ..., **settings}`` over the pages of the world that a request's ``filters`` name."""
-        from searchqa_retrievers.build import DEFAULT_CACHE_ENTRIES
+        """The retriever ``{"name": ..., **settings}`` over the pages of the world that a request's ``filters`` name.
+
+        One that asks somebody else, such as ``{"name": "http"}``, is made once for all worlds and told which of them; see :class:`WorldsElsewhere`.
+        """
+        from searchqa_retrievers.build import DEFAULT_CACHE_ENTRIES, build_retriever, searches_corpus
         from searchqa_retrievers.cached import Cached
 
         settings = dict(config)
         entries = settings.pop("cache_entries", DEFAULT_CACHE_ENTRIES)
-        retriever = WorldRetriever(self, settings)
+        retriever: Retriever
+        if searches_corpus(settings):
+            retriever = WorldRetriever(self, settings)
+        else:
+            retriever = WorldsElsewhere(self, build_retriever({**settings, "cache_entries": 0}, _no_corpus))
         return Cached(retriever, entries) if entries else retriever
 
     def stamp(self) -> dict[str, Any]:
@@ -195,6 +205,8 @@ class WorldSource:
 class WorldRetriever:
     """A search engine for each world, made when it is first asked; ``filters={"world": "17"}`` of a request says which.
 
+    A request that comes from another process names its world in full, as :class:`WorldsElsewhere` does; it may then be of any split, and any number.
+
     Parameters
     ----------
     source : WorldSource
@@ -205,7 +217,7 @@ class WorldRetriever:
     Raises
     ------
     RetrieverError
-        The name or a setting is unknown; when searching: a request does not name a world of the source.
+        The name or a setting is unknown; when searching: a request does not name a world of the source, or one of other settings.
     """
 
     def __init__(self, source: WorldSource, config: Mapping[str, Any]) -> None:
@@ -224,31 +236,51 @@ class WorldRetriever:
         self._cache_key: Callable[[SearchRequest], Hashable] = empty.cache_key
         self._settings = {key: value for key, value in empty.stamp().items() if key not in ("corpus_sha256", "passages")}
         self._engines = _Recent(make, source.worlds_in_memory)
+        self._recipe = _recipe(source)
+        self._splits: dict[str, WorldRetriever] = {}
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         """Answer all requests, those about one world together."""
-        by_world: dict[int, list[int]] = {}
+        by_world: dict[tuple[str | None, int], list[int]] = {}
         for position, request in enumerate(requests):
             by_world.setdefault(self._world_of(request), []).append(position)
         answers: list[list[Hit]] = [[] for _ in requests]
-        for world, positions in by_world.items():
-            found = self._engines[world].search([replace(requests[position], filters=None) for position in positions])
+        for (split, world), positions in by_world.items():
+            engines = self._engines if split is None else self._engines_of(split)
+            found = engines[world].search([replace(requests[position], filters=None) for position in positions])
             for position, hits in zip(positions, found, strict=True):
                 answers[position] = hits
         return answers
 
-    def _world_of(self, request: SearchRequest) -> int:
-        world = (request.filters or {}).get("world", "")
-        if request.filters is None or set(request.filters) != {"world"} or not (world.isascii() and world.isdigit() and len(world) <= 18):
+    def _world_of(self, request: SearchRequest) -> tuple[str | None, int]:
+        """Split and number of the world; no split: the source's."""
+        filters = request.filters or {}
+        world = filters.get("world", "")
+        if set(filters) not in ({"world"}, {"world", "split", "recipe"}) or not (world.isascii() and world.isdigit() and len(world) <= 18):
             raise RetrieverError(
                 f'a search among generated worlds must say in which: filters={{"world": "17"}}, as WorldSource.filters(question) gives; '
                 f"got filters={request.filters!r}"
             )
+        if "split" in filters:
+            if filters["recipe"] != self._recipe or filters["split"] not in SPLITS:
+                raise RetrieverError(
+                    f"the worlds here are {self.source!r} of generator {GENERATOR_VERSION}, in any split of {list(SPLITS)}; the search is about "
+                    f"worlds of the split {filters['split']!r} that are made with other settings. Give both sides the same preset, world_seed, "
+                    "style and entities, and the same version of this package"
+                )
+            return filters["split"], int(world)
         if int(world) >= self.source.num_worlds:
             raise RetrieverError(
                 f"there are {self.source.num_worlds} worlds, so the last is {self.source.num_worlds - 1}; got world {world}"
             )
-        return int(world)
+        return None, int(world)
+
+    def _engines_of(self, split: str) -> _Recent[Retriever]:
+        """The engines of a split that requests name in full: as many worlds as anybody may ask for."""
+        if split not in self._splits:
+            source = WorldSource(split, self.source.preset, self.source.world_seed, num_worlds=_MANY)
+            self._splits.setdefault(split, WorldRetriever(source, self.config))
+        return self._splits[split]._engines
 
     def cache_key(self, request: SearchRequest) -> Hashable:
         return self._cache_key(request)
@@ -265,6 +297,50 @@ class WorldRetriever:
 
     def __repr__(self) -> str:
         return f"WorldRetriever({self.source!r}, {self.config!r})"
+
+
+class WorldsElsewhere(Composition):
+    """One retriever for all worlds of a source, such as the client of ``searchqa serve env=world``.
+
+    It adds to the ``filters`` of a request the source's split and a hash of what the pages of its worlds follow from, so that a server with worlds
+    of other settings refuses the search, where it would otherwise answer from pages that have nothing to do with the question.
+
+    Parameters
+    ----------
+    source : WorldSource
+    retriever : Retriever
+        One that takes ``filters``.
+    """
+
+    def __init__(self, source: WorldSource, retriever: Retriever) -> None:
+        super().__init__([retriever])
+        self.source = source
+        self.retriever = retriever
+        self.name: str = getattr(retriever, "name", type(retriever).__name__)
+        self._scope = {"split": source.split, "recipe": _recipe(source)}
+
+    def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
+        return self.retriever.search([replace(request, filters={**(request.filters or {}), **self._scope}) for request in requests])
+
+    def cache_key(self, request: SearchRequest) -> Hashable:
+        return self.retriever.cache_key(request)
+
+    def stamp(self) -> dict[str, Any]:
+        """The stamp of the inner retriever; what is searched is in the source's stamp."""
+        return stamp_of(self.retriever)
+
+    def __repr__(self) -> str:
+        return f"WorldsElsewhere({self.source!r}, {self.retriever!r})"
+
+
+def _recipe(source: WorldSource) -> str:
+    """Hash of what, beside the split and the number, the pages of a world follow from."""
+    settings = [GENERATOR_VERSION, source.world_seed, asdict(source.preset)]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _no_corpus() -> NoReturn:
+    raise RetrieverError("generated worlds have a corpus each; a retriever for all of them cannot be made over one")
 
 
 def _parse_hops(hops: int | Sequence[int] | str | None, preset: WorldPreset) -> tuple[int, ...]:
