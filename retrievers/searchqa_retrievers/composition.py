@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from searchqa_retrievers.corpus import Corpus
-from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest
+from searchqa_retrievers.counted import merged_counters
+from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest, follows_progress
 
 
 class Composition:
@@ -22,6 +23,13 @@ class Composition:
                 )
         self._inner = tuple(inner)
         self.needs_gold: bool = any(getattr(retriever, "needs_gold", False) for retriever in self._inner)
+        self.follows_progress: bool = any(map(follows_progress, self._inner))
+
+    @property
+    def filter_keys(self) -> tuple[str, ...]:
+        """The keys that ``filters`` of a request may have: those that all inner retrievers say they serve."""
+        first, *others = (filter_keys_of(retriever) or () for retriever in self._inner)
+        return tuple(key for key in first if all(key in keys for keys in others))
 
     def set_progress(self, step: int, total: int) -> None:
         """Pass the progress of training on."""
@@ -31,13 +39,8 @@ class Composition:
                 follow(step, total)
 
     def counters(self) -> dict[str, float]:
-        """The counters of the inner retrievers; where several count the same, the sum."""
-        total: dict[str, float] = {}
-        for retriever in self._inner:
-            counters: Callable[[], Mapping[str, float]] | None = getattr(retriever, "counters", None)
-            for key, value in (counters() if counters is not None else {}).items():
-                total[key] = total.get(key, 0.0) + value
-        return total
+        """The sums of what the inner retrievers count; see ``searchqa_retrievers.counted``."""
+        return merged_counters(*self._inner)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Composition:
         return self
@@ -64,13 +67,25 @@ def stamp_of(retriever: Retriever) -> dict[str, Any]:
     return {"retriever": name_of(retriever)} if stamp is None else dict(stamp())
 
 
-def filter_keys_of(retriever: Retriever) -> tuple[str, ...]:
-    """The keys that ``filters`` of a request may have; none where the retriever does not say. A cache is looked through."""
-    keys: tuple[str, ...] | None = getattr(retriever, "filter_keys", None)
-    if keys is None:
-        inner = getattr(retriever, "retriever", None)
-        return () if inner is None else filter_keys_of(inner)
-    return tuple(keys)
+def filter_keys_of(retriever: object) -> tuple[str, ...] | None:
+    """The keys that ``filters`` of a request may have, by the attribute ``filter_keys``; None where a retriever does not say.
+
+    A wrapper without that attribute, such as a cache, is looked through by its attribute ``retriever``.
+    """
+    keys: Sequence[str] | None = getattr(retriever, "filter_keys", None)
+    if keys is not None:
+        return tuple(keys)
+    inner = getattr(retriever, "retriever", None)
+    return None if inner is None else filter_keys_of(inner)
+
+
+def source_names_of(retriever: object) -> tuple[str, ...] | None:
+    """The values that ``filters["source"]`` may have, by the attribute ``sources``; None where a retriever does not say."""
+    sources: Iterable[str] | None = getattr(retriever, "sources", None)
+    if sources is not None:
+        return tuple(sources)
+    inner = getattr(retriever, "retriever", None)
+    return None if inner is None else source_names_of(inner)
 
 
 def build_inner(config: Any, corpus: Callable[[], Corpus], composition: str) -> Retriever:

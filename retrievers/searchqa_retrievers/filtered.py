@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from searchqa_retrievers.checks import check_request
-from searchqa_retrievers.composition import Composition, ask, build_inner, filter_keys_of, stamp_of, whole_number
+from searchqa_retrievers.composition import Composition, ask, build_inner, stamp_of, whole_number
 from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest
 
@@ -42,7 +42,7 @@ class Filtered(Composition):
     @property
     def filter_keys(self) -> tuple[str, ...]:
         """``title``, and what the inner retriever can serve."""
-        return ("title", *(key for key in filter_keys_of(self.retriever) if key != "title"))
+        return ("title", *(key for key in super().filter_keys if key != "title"))
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         """Answer all requests, with one call to the inner retriever for each widening."""

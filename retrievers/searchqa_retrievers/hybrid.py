@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from searchqa_retrievers.checks import check_request
-from searchqa_retrievers.composition import Composition, ask, build_inner, filter_keys_of, stamp_of, whole_number
+from searchqa_retrievers.composition import Composition, ask, build_inner, stamp_of, whole_number
 from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverError, SearchRequest
 
@@ -55,12 +55,6 @@ class Hybrid(Composition):
                 f"weights of retriever 'hybrid' must be one number for each of its {len(retrievers)} retrievers, got {weights!r}"
             )
         self.weights = tuple(_positive("each of the weights", weight) for weight in given)
-
-    @property
-    def filter_keys(self) -> tuple[str, ...]:
-        """Keys of ``filters`` that all inner retrievers can serve."""
-        first, *others = map(filter_keys_of, self.retrievers)
-        return tuple(key for key in first if all(key in keys for keys in others))
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         if not requests:

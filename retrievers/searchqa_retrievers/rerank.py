@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from searchqa_retrievers.checks import check_request
-from searchqa_retrievers.composition import Composition, ask, build_inner, filter_keys_of, stamp_of, whole_number
+from searchqa_retrievers.composition import Composition, ask, build_inner, stamp_of, whole_number
 from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.encoders import DTYPES
 from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverError, SearchRequest
@@ -163,11 +163,6 @@ class Rerank(Composition):
         self.memo_entries = whole_number("memo_entries of retriever 'rerank'", memo_entries)
         self._lock = threading.Lock()
         self._memo: OrderedDict[tuple[str, Passage], float] = OrderedDict()
-
-    @property
-    def filter_keys(self) -> tuple[str, ...]:
-        """Keys of ``filters`` that the inner retriever can serve."""
-        return filter_keys_of(self.retriever)
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         """Answer all requests; each distinct pair is scored once."""

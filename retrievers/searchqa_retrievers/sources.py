@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from searchqa_retrievers.composition import Composition, ask, build_inner, filter_keys_of, stamp_of
+from searchqa_retrievers.composition import Composition, ask, build_inner, stamp_of
 from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest
 
@@ -42,8 +42,7 @@ class Sources(Composition):
     @property
     def filter_keys(self) -> tuple[str, ...]:
         """``source``, and the keys of ``filters`` that all sources can serve."""
-        first, *others = map(filter_keys_of, self.sources.values())
-        return ("source", *(key for key in first if key != "source" and all(key in keys for keys in others)))
+        return ("source", *(key for key in super().filter_keys if key != "source"))
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         """Answer all requests, those to one source in one call."""

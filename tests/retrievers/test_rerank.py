@@ -218,7 +218,7 @@ def test_the_fingerprint_tells_weights_and_settings_apart_but_not_places(folder,
 
 
 def test_models_that_are_no_cross_encoders_are_refused(tmp_path, minilm_folder):
-    with pytest.raises(RetrieverError, match="one output, but .* has 2"):
+    with pytest.raises(RetrieverError, match=r"one output, but .* has 2"):
         CrossEncoder(save_model(tmp_path / "two", outputs=2), "cpu", max_tokens=64)
     with pytest.raises(RetrieverError, match="cannot load"):
         CrossEncoder(str(tmp_path / "nothing"), "cpu")
