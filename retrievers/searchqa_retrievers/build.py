@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import inspect
+import math
+import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
 from searchqa_retrievers.cached import Cached
 from searchqa_retrievers.corpus import Corpus
+from searchqa_retrievers.counted import Counted
 from searchqa_retrievers.types import Retriever, RetrieverError
 
 DEFAULT_CACHE_ENTRIES = 10_000
+COMMON_OPTIONS = ("cache_entries", "cache_file", "record", "price")
+"""What the configuration of every retriever may have: answers kept in memory, a file that keeps them for all processes and runs
+(:class:`~searchqa_retrievers.disk_cache.DiskCached`), a file that the run's searches are recorded to
+(:class:`~searchqa_retrievers.recording.Recorded`), and the price of one request (:class:`~searchqa_retrievers.counted.Counted`)."""
 
 
 class _Maker(NamedTuple):
-    """Where the function ``make(corpus, **options) -> Retriever`` of a name lies, and whether it searches ``corpus``."""
+    """Where the function ``make(corpus, **options) -> Retriever`` of a name lies, whether it searches ``corpus``, and whether it has a back end."""
 
     module: str
     function: str = "make"
     local: bool = True
+    counted: bool = True
 
 
 _MAKERS: Mapping[str, _Maker] = {
@@ -35,7 +43,7 @@ _MAKERS: Mapping[str, _Maker] = {
     "http": _Maker("http_client", local=False),
     "shards": _Maker("shards", local=False),
     "online": _Maker("online", local=False),
-    "replay": _Maker("recording", "make_replay", local=False),
+    "replay": _Maker("recording", "make_replay", local=False, counted=False),
 }
 RETRIEVERS = tuple(_MAKERS)
 """The names that :func:`build_retriever` knows."""
@@ -49,7 +57,7 @@ def build_retriever(
     Parameters
     ----------
     config
-        A name of :data:`RETRIEVERS`; or a mapping with ``name``, the arguments of that retriever, and ``cache_entries``; or a
+        A name of :data:`RETRIEVERS`; or a mapping with ``name``, the arguments of that retriever, and some of :data:`COMMON_OPTIONS`; or a
         retriever, which is returned as it is.
     corpus
         The passages, or a function that gives them, which is called only where the retriever needs any.
@@ -70,20 +78,62 @@ def build_retriever(
             f"a retriever must be a name ({_choices()}), a mapping with 'name', or an object with `search` and `cache_key`, "
             f"got {type(config).__name__}"
         )
-    options = dict(config)
+    options, common = split_options(config)
     name = options.pop("name", None)
     if not isinstance(name, str) or name not in _MAKERS:
         raise RetrieverError(f"the name of a retriever must be one of {_choices()}, got {name!r}; pass an object for one of your own")
-    entries = options.pop("cache_entries", cache_entries)
-    if isinstance(entries, bool) or not isinstance(entries, int) or entries < 0:
-        raise RetrieverError(f"cache_entries must be a whole number of at least 0 (0: no cache), got {entries!r}")
     maker = _MAKERS[name]
     make: Callable[..., Retriever] = getattr(import_module(f"searchqa_retrievers.{maker.module}"), maker.function)
     allowed = [parameter for parameter in inspect.signature(make).parameters if parameter != "corpus"]
     unknown = sorted(map(str, set(options) - set(allowed)))
     if unknown:
-        raise RetrieverError(f"retriever {name!r} has no option {', '.join(unknown)}; it has {', '.join([*allowed, 'cache_entries'])}")
+        raise RetrieverError(f"retriever {name!r} has no option {', '.join(unknown)}; it has {', '.join([*allowed, *COMMON_OPTIONS])}")
     retriever = make(corpus if callable(corpus) else lambda: corpus, **options)
+    return with_options(retriever, common, cache_entries, counted=maker.counted)
+
+
+def split_options(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of one retriever, and those of :data:`COMMON_OPTIONS`, checked."""
+    common = {key: value for key, value in config.items() if key in COMMON_OPTIONS}
+    entries, price = common.get("cache_entries", 0), common.get("price", 0.0)
+    if isinstance(entries, bool) or not isinstance(entries, int) or entries < 0:
+        raise RetrieverError(f"cache_entries must be a whole number of at least 0 (0: no cache), got {entries!r}")
+    if isinstance(price, bool) or not isinstance(price, int | float) or not 0 <= price < math.inf:
+        raise RetrieverError(f"price must be a number of at least 0, the price of one request, got {price!r}")
+    for key in ("cache_file", "record"):
+        if common.get(key) is not None and not isinstance(common[key], str | os.PathLike):
+            raise RetrieverError(f"{key} must be the path of a file, got {common[key]!r}")
+    return {key: value for key, value in config.items() if key not in COMMON_OPTIONS}, common
+
+
+def with_options(
+    retriever: Retriever, common: Mapping[str, Any], cache_entries: int = DEFAULT_CACHE_ENTRIES, *, counted: bool = True
+) -> Retriever:
+    """``Cached(Recorded(DiskCached(Counted(retriever))))``, as far as the common options ask for it.
+
+    Only what no cache knows costs money and time, so the count is innermost. What a cache file answers belongs to the run, so the recording is
+    outside of it. Memory is outermost, because it is the quickest; each answer passes the recording before memory has it.
+
+    Parameters
+    ----------
+    common
+        From :func:`split_options`.
+    cache_entries
+        Where ``common`` does not say.
+    counted
+        False for a retriever without a back end.
+    """
+    if counted:
+        retriever = Counted(retriever, common.get("price", 0.0))
+    if common.get("cache_file") is not None:
+        from searchqa_retrievers.disk_cache import DiskCached
+
+        retriever = DiskCached(retriever, common["cache_file"])
+    if common.get("record") is not None:
+        from searchqa_retrievers.recording import Recorded
+
+        retriever = Recorded(retriever, common["record"])
+    entries = common.get("cache_entries", cache_entries)
     return Cached(retriever, entries) if entries else retriever
 
 

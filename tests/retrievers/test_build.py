@@ -3,6 +3,9 @@
 import pytest
 
 from searchqa_retrievers import BM25Retriever, Cached, Corpus, NoRetriever, RandomRetriever, RetrieverError, SearchRequest, build_retriever
+from searchqa_retrievers.counted import Counted
+from searchqa_retrievers.disk_cache import DiskCached
+from searchqa_retrievers.recording import Recorded, Replay
 
 CORPUS = Corpus.from_passages([("1", "River", "Thames"), ("2", "City", "London")])
 
@@ -12,7 +15,8 @@ def test_a_name_gives_a_cached_retriever(name, kind):
     for config in (name, {"name": name}):
         retriever = build_retriever(config, CORPUS)
         assert isinstance(retriever, Cached)
-        assert isinstance(retriever.retriever, kind)
+        assert isinstance(retriever.retriever, Counted)
+        assert isinstance(retriever.retriever.retriever, kind)
         assert retriever.name == name
 
 
@@ -23,7 +27,7 @@ def test_options_reach_the_retriever():
     assert (preset["k1"], preset["b"]) == (0.9, 0.4)
     mixed = build_retriever({**bm25, "preset": "search-r1", "b": 0.75, "stopwords": None, "stemmer": None}, CORPUS).stamp()
     assert (mixed["k1"], mixed["b"], mixed["stopwords"], mixed["stemmer"]) == (0.9, 0.75, None, None)
-    assert build_retriever({"name": "random", "seed": 4, "cache_entries": 0}, CORPUS).seed == 4
+    assert build_retriever({"name": "random", "seed": 4, "cache_entries": 0}, CORPUS).retriever.seed == 4
     assert build_retriever({"name": "none", "cache_entries": 12}, CORPUS).max_entries == 12
 
 
@@ -64,6 +68,11 @@ def test_a_wrong_option_is_told_before_the_corpus_is_read():
         ({"name": "bm25", "preset": "lucene"}, "bm25s, search-r1.*'lucene'"),
         ({"name": "bm25", "cache_entries": -1}, "cache_entries.*-1"),
         ({"name": "bm25", "cache_entries": "many"}, "cache_entries.*'many'"),
+        ({"name": "bm25", "price": -1}, "price.*-1"),
+        ({"name": "bm25", "price": "free"}, "price.*'free'"),
+        ({"name": "bm25", "price": float("nan")}, "price.*nan"),
+        ({"name": "bm25", "cache_file": 3}, "cache_file.*3"),
+        ({"name": "bm25", "record": True}, "record.*True"),
         (3, "got int"),
         (None, "got NoneType"),
     ],
@@ -71,3 +80,35 @@ def test_a_wrong_option_is_told_before_the_corpus_is_read():
 def test_wrong_configurations_are_errors_that_list_the_choices(config, message):
     with pytest.raises(RetrieverError, match=message):
         build_retriever(config, CORPUS)
+
+
+def test_memory_is_round_the_recording_round_the_cache_file_round_the_count(tmp_path):
+    files = {"cache_file": tmp_path / "cache.db", "record": str(tmp_path / "record.jsonl")}
+    retriever = build_retriever({"name": "none", "price": 0.5, **files}, CORPUS)
+    kinds = []
+    while retriever is not None:
+        kinds.append(type(retriever))
+        retriever = getattr(retriever, "retriever", None)
+    assert kinds == [Cached, Recorded, DiskCached, Counted, NoRetriever]
+
+
+def test_a_nested_retriever_has_its_own_file_and_price(tmp_path):
+    inner = {"name": "random", "cache_file": str(tmp_path / "cache.db"), "price": 2}
+    retriever = build_retriever({"name": "hybrid", "retrievers": ["bm25", inner], "price": 1}, CORPUS)
+    retriever.search([SearchRequest("river", 1), SearchRequest("city", 1)])
+    counters = retriever.counters()
+    assert counters["search/money"] == 2 * 2 + 2 * 1
+    assert counters["search/disk_misses"] == 2
+    assert (counters["search/backend_calls"], counters["search/backend_requests"]) == (2, 4)  # of the parts, not of the whole once more
+    assert (tmp_path / "cache.db").is_file()
+
+
+def test_a_replay_has_no_back_end_to_count(tmp_path):
+    file = str(tmp_path / "record.jsonl")
+    recorded = build_retriever({"name": "bm25", "record": file}, CORPUS)
+    answers = recorded.search([SearchRequest("river", 2)])
+    replay = build_retriever({"name": "replay", "file": file}, CORPUS)
+    assert isinstance(replay.retriever, Replay)
+    assert replay.search([SearchRequest("river", 2)]) == answers
+    assert "search/backend_calls" not in replay.counters()
+    assert replay.stamp() == recorded.stamp()

@@ -1,0 +1,365 @@
+"""A cache file that processes and runs share: what one of them has asked, none asks again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from searchqa_retrievers.counted import added_counters, merged_counters
+from searchqa_retrievers.in_flight import Answers, Flight, InFlight, wait
+from searchqa_retrievers.stored_answers import digest, hits_from_json, hits_to_json
+from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest
+from searchqa_retrievers.wrapped import Wrapped, check_answers
+
+logger = logging.getLogger(__name__)
+
+LEASE = 30.0
+MAX_ENTRIES = 1_000_000
+_APPLICATION = 0x53514331  # "SQC1", which tells the file from other applications' databases
+_VERSION = 1
+_TABLES = (
+    "CREATE TABLE answers (number INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, hits TEXT NOT NULL, crc INTEGER NOT NULL)",
+    "CREATE TABLE claims (key BLOB PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
+)
+_BUSY_SECONDS = 2.0
+_AT_ONCE = 500  # keys in one statement
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 0.1
+_PASSING = ("SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PROTOCOL")
+
+Requests = Mapping[Hashable, SearchRequest]
+
+
+class DiskCached(Wrapped):
+    """Keeps answers in a SQLite file that any number of threads, processes and runs on one machine share.
+
+    An answer is found by the stamp of the retriever, its ``cache_key`` and, where it follows the progress of training, the progress: different
+    retrievers and corpora share a file, not answers. Of processes and threads that miss the same key at the same time one asks, and the others
+    wait for its answer: within a process on the call, across processes on a claim in the file, which lapses when the process that made it was
+    killed. Waiting is bounded; then, and after a failure, each asks itself. A failure is never stored. Beyond ``max_entries`` the oldest
+    answers go.
+
+    A disk that is full, or a file that is locked for long, is reported once in the log, and counted (``search/disk_errors``): answers still
+    come, but are not stored.
+
+    Parameters
+    ----------
+    retriever : Retriever
+        With ``stamp()``: all that its answers depend on.
+    file : path
+        Made if it is not there. It must be on a disk of this machine: network file systems have no memory that processes share.
+    max_entries : int
+        At least 1.
+    lease : float
+        Seconds that a claim holds, and that others wait at most. Longer than the back end may take for one call.
+
+    Raises
+    ------
+    RetrieverError
+        The file is not such a cache, is damaged, or cannot be written; the retriever has no stamp.
+    """
+
+    def __init__(self, retriever: Retriever, file: str | os.PathLike[str], max_entries: int = MAX_ENTRIES, lease: float = LEASE) -> None:
+        if isinstance(max_entries, bool) or not isinstance(max_entries, int) or max_entries < 1:
+            raise RetrieverError(f"max_entries of a cache file must be a whole number of at least 1, got {max_entries!r}")
+        if not 0 < lease < float("inf"):
+            raise RetrieverError(f"lease of a cache file must be a number of seconds above 0, got {lease!r}")
+        super().__init__(retriever)
+        if not hasattr(retriever, "stamp"):
+            raise RetrieverError(
+                f"a cache file is shared by different retrievers, so retriever {self.name!r} needs `stamp()`: all settings that a result depends on"
+            )
+        self.file = Path(file)
+        self.max_entries = max_entries
+        self.lease = lease
+        self.hits = self.joins = self.misses = self.errors = 0
+        self._warned = False
+        self._namespace = self._described(None)
+        self._connect()
+
+    def _described(self, progress: tuple[int, int] | None) -> bytes:
+        return digest(json.dumps(self.stamp(), sort_keys=True, default=str), progress)
+
+    # -- searching -----------------------------------------------------------------------------------------------------------------------
+
+    def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
+        if self._process != os.getpid():
+            self._connect()  # SQLite's connections must not be carried into a forked process, nor what threads of its parent have under way
+        namespace = self._namespace
+        keys = [digest(namespace, self.retriever.cache_key(request)) for request in requests]
+        by_key: Requests = dict(zip(reversed(keys), reversed(requests), strict=True))
+        joined: dict[Hashable, Flight] = {}
+        own: dict[Hashable, SearchRequest] = {}
+        with self._lock:
+            for key in dict.fromkeys(keys):
+                flight = self._in_flight.join(key)
+                if flight is None:
+                    own[key] = by_key[key]
+                else:
+                    joined[key] = flight
+            begun = self._in_flight.begin(own) if own else None
+        found: Answers = {}
+        asked = waited = 0
+        if begun is not None:
+            try:
+                found, asked, waited = self._answer(own)
+            finally:
+                with self._lock:
+                    self._in_flight.end(begun, own, found or None)
+        if joined:
+            others = wait(joined, self.lease)
+            alone = {key: by_key[key] for key in joined if key not in others}
+            found |= others
+            if alone:
+                found |= self._ask(alone)
+            waited += len(others)
+            asked += len(alone)
+        with self._lock:
+            self.hits += len(requests) - asked - waited
+            self.joins += waited
+            self.misses += asked
+        return [list(found[key]) for key in keys]
+
+    def _answer(self, requests: Requests) -> tuple[Answers, int, int]:
+        """Answers from the file, from other processes that are just asking, or from the retriever; how many were asked, and how many waited for."""
+        found: Answers = self._read(requests)
+        missing = {key: request for key, request in requests.items() if key not in found}
+        asked = waited = 0
+        deadline = time.monotonic() + self.lease
+        pause = _SHORTEST_PAUSE
+        first = True
+        while missing:
+            stored, claimed = self._claim(missing)
+            if missing and time.monotonic() > deadline:
+                claimed = [key for key in missing if key not in stored]
+            found |= stored
+            waited += 0 if first else len(stored)
+            if claimed:
+                found |= self._ask({key: missing[key] for key in claimed})
+                asked += len(claimed)
+            missing = {key: request for key, request in missing.items() if key not in found}
+            if missing:
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                arrived = self._read(missing)
+                found |= arrived
+                waited += len(arrived)
+                missing = {key: request for key, request in missing.items() if key not in found}
+            first = False
+        return found, asked, waited
+
+    def _ask(self, requests: Requests) -> Answers:
+        """Ask the retriever and store its answers; without an answer, others may ask."""
+        answered = False
+        try:
+            answers = self.retriever.search(list(requests.values()))
+            check_answers(self.name, len(answers), len(requests))
+            answered = True
+        finally:
+            if not answered:
+                with self._storing() as database:
+                    self._give_up(database, requests)
+        found: Answers = dict(zip(requests, answers, strict=True))
+        self._store(found)
+        return found
+
+    # -- the file ------------------------------------------------------------------------------------------------------------------------
+
+    def _read(self, keys: Iterable[Hashable]) -> Answers:
+        """The answers that the file has."""
+        found: Answers = {}
+        with self._reading() as database:
+            found = self._read_in(database, keys)
+        return found
+
+    def _checked(self, hits: Any, crc: Any) -> list[Hit]:
+        try:
+            if zlib.crc32(hits.encode()) != crc:
+                raise ValueError("its checksum is wrong")
+            return hits_from_json(json.loads(hits))
+        except (ValueError, AttributeError) as error:
+            raise self._damage(error) from error
+
+    def _claim(self, missing: Requests) -> tuple[Answers, list[Hashable]]:
+        """What others have answered meanwhile, and the keys that are now ours to ask. Where nothing can be written, all are."""
+        with self._reading() as database:
+            held: set[Hashable] = set()
+            for some in _portions(missing):
+                query = f"SELECT key FROM claims WHERE until > ? AND owner != ? AND key IN ({_marks(some)})"
+                held.update(key for (key,) in database.execute(query, [time.time(), self._owner, *some]))
+            if len(held) == len(missing):
+                return {}, []
+        claimed = list(missing)
+        stored: Answers = {}
+        with self._storing() as database:
+            now = time.time()
+            stored = self._read_in(database, missing)
+            ours: list[Hashable] = []
+            for key in missing:
+                if key not in stored:
+                    taken = database.execute(
+                        "INSERT INTO claims VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until = excluded.until "
+                        "WHERE until <= ? OR owner = excluded.owner",
+                        (key, self._owner, now + self.lease, now),
+                    )
+                    if taken.rowcount:
+                        ours.append(key)
+            claimed = ours
+        return stored, claimed
+
+    def _read_in(self, database: sqlite3.Connection, keys: Iterable[Hashable]) -> Answers:
+        found: Answers = {}
+        for some in _portions(keys):
+            rows = database.execute(f"SELECT key, hits, crc FROM answers WHERE key IN ({_marks(some)})", some)
+            found.update((key, self._checked(hits, crc)) for key, hits, crc in rows)
+        return found
+
+    def _store(self, answers: Mapping[Hashable, Sequence[Hit]]) -> None:
+        texts = [(key, json.dumps(hits_to_json(hits), separators=(",", ":"))) for key, hits in answers.items()]
+        with self._storing() as database:
+            database.executemany(
+                "INSERT OR IGNORE INTO answers (key, hits, crc) VALUES (?, ?, ?)",
+                [(key, text, zlib.crc32(text.encode())) for key, text in texts],
+            )
+            self._give_up(database, answers)
+            database.execute("DELETE FROM answers WHERE number <= (SELECT max(number) FROM answers) - ?", (self.max_entries,))
+
+    def _give_up(self, database: sqlite3.Connection, keys: Iterable[Hashable]) -> None:
+        """Remove our claims, and those that have lapsed."""
+        database.executemany("DELETE FROM claims WHERE key = ? AND owner = ?", [(key, self._owner) for key in keys])
+        database.execute("DELETE FROM claims WHERE until <= ?", (time.time(),))
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection; trouble with the disk ends what is inside, and is reported."""
+        with self._database_lock:
+            try:
+                yield self._database
+            except sqlite3.Error as error:
+                self._report(error)
+
+    @contextmanager
+    def _storing(self) -> Iterator[sqlite3.Connection]:
+        """The connection in a transaction: all that is inside is written, or nothing."""
+        with self._database_lock:
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._database
+                    self._database.execute("COMMIT")
+                finally:
+                    if self._database.in_transaction:
+                        self._database.execute("ROLLBACK")
+            except sqlite3.Error as error:
+                self._report(error)
+
+    def _report(self, error: sqlite3.Error) -> None:
+        """Log trouble that passes, such as a full disk, once; raise what says that the file is not sound."""
+        if not _passing(error):
+            raise self._damage(error) from error
+        self.errors += 1
+        if not self._warned:
+            self._warned = True
+            logger.warning("Cache file %s: %s. Searches go on; what they find is stored again once that is possible.", self.file, error)
+
+    def _damage(self, error: Exception) -> RetrieverError:
+        return RetrieverError(f"cache file {self.file} is damaged: {error}. Delete it, with {self.file.name}-wal and {self.file.name}-shm")
+
+    def _connect(self) -> None:
+        self._process = os.getpid()
+        self._in_flight = InFlight()
+        self._lock, self._database_lock = threading.Lock(), threading.Lock()
+        self._owner = os.urandom(8).hex()
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(self.file, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._prepare()
+        except (OSError, sqlite3.Error) as error:
+            raise RetrieverError(
+                f"cache file {self.file} cannot be used: {error}. Give a file on a disk of this machine, in a folder that can be written, that this "
+                "package made or that is not there yet"
+            ) from error
+
+    def _prepare(self) -> None:
+        database = self._database
+        deadline = time.monotonic() + 10
+        while True:  # of processes that open a new file at once, each but one finds it locked for a moment
+            try:
+                database.execute("PRAGMA journal_mode=WAL")
+                database.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut perhaps the latest answers
+                database.execute("BEGIN IMMEDIATE")
+                break
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_SHORTEST_PAUSE)
+        try:
+            ((application,),) = database.execute("PRAGMA application_id").fetchall()
+            ((version,),) = database.execute("PRAGMA user_version").fetchall()
+            ((tables,),) = database.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            if (application, version, tables) == (0, 0, 0):
+                for statement in _TABLES:
+                    database.execute(statement)
+                database.execute(f"PRAGMA application_id={_APPLICATION}")
+                database.execute(f"PRAGMA user_version={_VERSION}")
+            elif application != _APPLICATION:
+                raise sqlite3.DatabaseError("it is the database of another application")
+            elif version != _VERSION:
+                raise sqlite3.DatabaseError(f"its version is {version}, and this package reads version {_VERSION}")
+            database.execute("COMMIT")
+        except BaseException:
+            database.close()
+            raise
+
+    # -- the rest ------------------------------------------------------------------------------------------------------------------------
+
+    def set_progress(self, step: int, total: int) -> None:
+        """Pass the progress of training on; where answers depend on it, those given at another one are not taken."""
+        super().set_progress(step, total)
+        self._namespace = self._described((step, total) if self.follows_progress else None)
+
+    def counters(self) -> dict[str, float]:
+        """Hits, joins, misses and errors, with the counters of the inner retriever; see ``searchqa_retrievers.counted``."""
+        own = {"hits": self.hits, "joins": self.joins, "misses": self.misses, "errors": self.errors}
+        return added_counters(merged_counters(self.retriever), {f"search/disk_{name}": float(count) for name, count in own.items()})
+
+    def close(self) -> None:
+        """Close the file and the inner retriever."""
+        super().close()
+        with self._database_lock:
+            self._database.close()
+
+    def __len__(self) -> int:
+        answers = 0
+        with self._reading() as database:
+            ((answers,),) = database.execute("SELECT count(*) FROM answers").fetchall()
+        return int(answers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DiskCached, (self.retriever, self.file, self.max_entries, self.lease)
+
+    def __repr__(self) -> str:
+        return f"DiskCached({self.retriever!r}, {str(self.file)!r})"
+
+
+def _passing(error: sqlite3.Error) -> bool:
+    name = getattr(error, "sqlite_errorname", "")
+    return any(name == kind or name.startswith(f"{kind}_") for kind in _PASSING)
+
+
+def _portions(keys: Iterable[Hashable]) -> Iterator[list[Hashable]]:
+    listed = list(keys)
+    for start in range(0, len(listed), _AT_ONCE):
+        yield listed[start : start + _AT_ONCE]
+
+
+def _marks(keys: Sequence[Hashable]) -> str:
+    return ",".join("?" * len(keys))

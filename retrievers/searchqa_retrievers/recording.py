@@ -1,0 +1,357 @@
+"""A recording of what a run's searches found, from which the run is played again without the back end.
+
+A recording is a file of JSON lines. The first names the retriever: its ``stamp``, and of which parts of a request its answers depend. Each other
+line is the answer to one request, or one failure of the back end::
+
+    {"key": "5f..", "cache_key": "a0..", "query": "capital of France", "top_k": 3, "hits": [["12", "Paris", "Paris is ...", 17.25], ...]}
+    {"key": "5f..", "query": "capital of France", "failed": "search server ... gave no answer in 30 s"}
+
+Lines are only ever appended, under a lock, so that several processes can write one recording; half a line that a killed process left is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from searchqa_retrievers.checks import check_request
+from searchqa_retrievers.counted import added_counters, merged_counters
+from searchqa_retrievers.stored_answers import digest, hits_from_json, hits_to_json, json_line
+from searchqa_retrievers.types import Hit, Retriever, RetrieverError, RetrieverUnavailable, SearchRequest, default_cache_key
+from searchqa_retrievers.wrapped import Wrapped, check_answers
+
+FORMAT = "searchqa-recording"
+VERSION = 1
+_LOCK_SECONDS = 60.0
+_PROBES: Mapping[str, Any] = {"question_id": "other", "question": "other?", "turn": 1, "seed": 1, "golden_answers": ("other",)}
+
+
+class _Place(NamedTuple):
+    """Where in the file an answer lies, and the ``cache_key`` of its request."""
+
+    start: int
+    length: int
+    cache_key: str
+
+
+class _Lines:
+    """The lines of a recording, found by key; answers stay in the file until they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header: dict[str, Any] | None = None
+        self.answers: dict[str, _Place] = {}
+        self.by_cache_key: dict[str, _Place] = {}
+        self.failures: dict[str, list[str]] = {}
+        self.end = 0
+        self._numbered = 0
+
+    def follow(self, file: BinaryIO) -> None:
+        """Take in the complete lines that ``file``, open for reading bytes, has beyond those taken in before."""
+        file.seek(self.end)
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            self._numbered += 1
+            try:
+                self._take(json.loads(line), self.end, len(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise RetrieverError(
+                    f"recording {self.path}, line {self._numbered}: not a line of a recording ({type(error).__name__}: {error}). Remove the line, "
+                    "or give another file"
+                ) from error
+            self.end += len(line)
+
+    def _take(self, line: Any, start: int, length: int) -> None:
+        if self.header is None:
+            if line["format"] != FORMAT or line["version"] != VERSION:
+                raise ValueError(f"the first line must have the format {FORMAT!r} in version {VERSION}")
+            stamp, name, fields = line["stamp"], line["name"], line["fields"]
+            if not (isinstance(stamp, dict) and isinstance(name, str) and set(fields) <= set(_PROBES)):
+                raise ValueError("the first line must have a stamp, a name, and the names of fields")
+            self.header = line
+        elif "failed" in line:
+            self.failures.setdefault(line["key"], []).append(str(line["failed"]))
+        else:
+            hits_from_json(line["hits"])
+            place = _Place(start, length, line["cache_key"])
+            self.answers.setdefault(line["key"], place)
+            self.by_cache_key.setdefault(place.cache_key, place)
+
+    def read(self, file: BinaryIO, place: _Place) -> list[Hit]:
+        """The answer that lies there."""
+        file.seek(place.start)
+        return hits_from_json(json.loads(file.read(place.length))["hits"])
+
+
+def request_key(request: SearchRequest, fields: Sequence[str], progress: Sequence[int] | None) -> str:
+    """What stands for a request in a recording: hash of query, ``top_k``, filters, and those of the other fields that answers depend on."""
+    return digest(
+        default_cache_key(request), tuple(getattr(request, field) for field in fields), None if progress is None else tuple(progress)
+    ).hex()
+
+
+def fields_of(retriever: Retriever) -> tuple[str, ...]:
+    """The fields of a request, beside query, ``top_k`` and filters, that change the retriever's ``cache_key``."""
+    probe = SearchRequest("probe", 1, question_id="one", question="one?", golden_answers=("one",))
+    try:
+        key = retriever.cache_key(probe)
+        return tuple(field for field, other in _PROBES.items() if retriever.cache_key(replace(probe, **{field: other})) != key)
+    except RetrieverError:  # it has no key for a request like this: then any field may matter
+        return tuple(_PROBES)
+
+
+class Recorded(Wrapped):
+    """Appends every answer and every failure of a retriever to a recording; the first answer of a ``cache_key`` holds for the whole run.
+
+    A back end that changes its mind therefore gives a run that is consistent, and the same when it is replayed. Inside a cache in memory, and
+    outside a cache file, whose answers belong to the run too. A recording that is there goes on if it is of the same retriever, as in a
+    training run that is resumed. Any number of threads and processes may write the same recording.
+
+    Parameters
+    ----------
+    retriever : Retriever
+    file : path
+
+    Raises
+    ------
+    RetrieverError
+        The file is no recording, or one of a retriever with another stamp, or cannot be written (also in :meth:`search`: a run whose recording
+        has gaps could not be replayed).
+    """
+
+    def __init__(self, retriever: Retriever, file: str | os.PathLike[str]) -> None:
+        super().__init__(retriever)
+        self.file = Path(file)
+        self.hits = 0
+        self._fields = fields_of(retriever)
+        self._progress: tuple[int, int] | None = None
+        self._lines = _Lines(self.file)
+        self._lock = threading.Lock()
+        header = {"format": FORMAT, "version": VERSION, "name": self.name, "stamp": self.stamp(), "fields": list(self._fields)}
+        header["follows_progress"] = self.follows_progress
+        with self._appending() as write:
+            if self._lines.header is None:
+                write(json_line(header))
+        there = self._lines.header
+        for part in ("name", "stamp", "fields", "follows_progress"):
+            if there is not None and there[part] != json.loads(json.dumps(header[part])):
+                raise RetrieverError(
+                    f"recording {self.file} is of another retriever: its {part} is {there[part]!r}, not {header[part]!r}. Give a new file, or the "
+                    "settings that it was begun with"
+                )
+
+    def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
+        progress = self._progress
+        keys = [request_key(request, self._fields, progress) for request in requests]
+        cache_keys = [digest(self.retriever.cache_key(request), progress).hex() for request in requests]
+        wanted = {key: (request, cache_key) for key, request, cache_key in zip(keys, requests, cache_keys, strict=True)}
+        with self._lock:
+            missing = {
+                key: request
+                for key, (request, cache_key) in wanted.items()
+                if key not in self._lines.answers and cache_key not in self._lines.by_cache_key
+            }
+        fresh: dict[str, list[Hit]] = {}
+        if missing:
+            fresh = self._ask(missing)
+        found = self._settle(wanted, fresh)
+        with self._lock:
+            self.hits += sum(key not in missing for key in keys)
+        return [list(found[key]) for key in keys]
+
+    def _ask(self, missing: Mapping[str, SearchRequest]) -> dict[str, list[Hit]]:
+        try:
+            answers = self.retriever.search(list(missing.values()))
+        except (RetrieverUnavailable, OSError, RuntimeError) as error:  # what environments take for a lost back end
+            lost = str(error) if isinstance(error, RetrieverUnavailable) else f"{type(error).__name__}: {error}"
+            with self._appending() as write:
+                for key, request in missing.items():
+                    write(json_line({"key": key, "query": request.query, "failed": lost}))
+            raise RetrieverUnavailable(lost) from error
+        check_answers(self.name, len(answers), len(missing))
+        return dict(zip(missing, answers, strict=True))
+
+    def _settle(self, wanted: Mapping[str, tuple[SearchRequest, str]], fresh: Mapping[str, list[Hit]]) -> dict[str, Sequence[Hit]]:
+        """The recorded answers; those of ``fresh`` are recorded where there is none yet."""
+        lines = self._lines
+        found: dict[str, Sequence[Hit]] = {}
+        with self._lock:
+            if all(key in lines.answers for key in wanted):
+                with self._reading() as file:
+                    return {key: lines.read(file, self._place(key, cache_key)) for key, (_, cache_key) in wanted.items()}
+        with self._appending() as write, self._reading() as file:
+            for key, (request, cache_key) in wanted.items():
+                if key in lines.answers:
+                    found[key] = lines.read(file, self._place(key, cache_key))
+                    continue
+                earlier = lines.by_cache_key.get(cache_key)
+                hits = lines.read(file, earlier) if earlier is not None else fresh[key]
+                row = {"key": key, "cache_key": cache_key, "query": request.query, "top_k": request.top_k, "hits": hits_to_json(hits)}
+                write(json_line(row))
+                found[key] = hits
+        return found
+
+    def _place(self, key: str, cache_key: str) -> _Place:
+        place = self._lines.answers[key]
+        if place.cache_key != cache_key:
+            raise RetrieverError(
+                f"recording {self.file} cannot tell two requests apart that retriever {self.name!r} does: their query, top_k, filters and "
+                f"{list(self._fields)} are equal, their cache_key is not. Let `cache_key` depend on the same fields for every request"
+            )
+        return place
+
+    @contextmanager
+    def _reading(self) -> Iterator[BinaryIO]:
+        try:
+            with self.file.open("rb") as file:
+                yield file
+        except OSError as error:
+            raise RetrieverError(f"recording {self.file} cannot be read: {error}") from error
+
+    @contextmanager
+    def _appending(self) -> Iterator[Callable[[bytes], None]]:
+        """Under the lock of all writers, with all lines of others taken in: a function that appends a line."""
+        import filelock
+
+        lines = self._lines
+        try:
+            with self._lock:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with (
+                    filelock.FileLock(f"{self.file}.lock", timeout=_LOCK_SECONDS),
+                    self.file.open("ab", buffering=0) as appended,
+                    self.file.open("rb") as file,
+                ):
+                    lines.follow(file)
+                    if appended.seek(0, os.SEEK_END) > lines.end:
+                        appended.truncate(lines.end)  # half a line of a process that was killed while it held the lock
+
+                    def write(line: bytes) -> None:
+                        left = line
+                        try:
+                            while left:
+                                left = left[appended.write(left) :]
+                        except OSError:
+                            appended.truncate(lines.end)
+                            raise
+                        lines.follow(file)
+
+                    yield write
+        except filelock.Timeout as error:
+            raise RetrieverError(f"recording {self.file} was locked by another process for {_LOCK_SECONDS:.0f} s") from error
+        except (OSError, NotImplementedError) as error:  # filelock: NotImplementedError where the file system has no locks
+            raise RetrieverError(f"recording {self.file} cannot be written: {error}. Make room, or record to another place") from error
+
+    def set_progress(self, step: int, total: int) -> None:
+        """Pass the progress of training on; where answers depend on it, it is part of what they are recorded under."""
+        super().set_progress(step, total)
+        self._progress = (step, total) if self.follows_progress else None
+
+    def counters(self) -> dict[str, float]:
+        """``search/record_hits``, with the counters of the inner retriever; see ``searchqa_retrievers.counted``."""
+        return added_counters(merged_counters(self.retriever), {"search/record_hits": float(self.hits)})
+
+    def __len__(self) -> int:
+        return len(self._lines.answers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Recorded, (self.retriever, self.file)
+
+    def __repr__(self) -> str:
+        return f"Recorded({self.retriever!r}, {str(self.file)!r})"
+
+
+class Replay:
+    """Answers from a recording, without the back end.
+
+    A request that the recording has no answer to is a lost back end, and so is each that was one in the recorded run, with the same message:
+    the same episodes are truncated.
+
+    Parameters
+    ----------
+    file : path
+
+    Raises
+    ------
+    RetrieverError
+        The file is no recording.
+    """
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        self.file = Path(file)
+        self.hits = 0
+        self._lines = _Lines(self.file)
+        self._lock = threading.Lock()
+        try:
+            self._opened = self.file.open("rb")
+            self._lines.follow(self._opened)
+        except OSError as error:
+            raise RetrieverError(f"recording {self.file} cannot be read: {error}") from error
+        if self._lines.header is None:
+            raise RetrieverError(f"{self.file} is no recording: it has no first line that says of which retriever")
+        header = self._lines.header
+        self.name: str = header["name"]
+        self._fields: tuple[str, ...] = tuple(header["fields"])
+        self.needs_gold = "golden_answers" in self._fields
+        self.follows_progress = bool(header["follows_progress"])
+        self._progress: tuple[int, int] | None = None
+        self._failures = {key: list(reversed(messages)) for key, messages in self._lines.failures.items()}
+
+    def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
+        for request in requests:
+            check_request(replace(request, filters=None), self.name)
+        progress = self._progress
+        keys = [request_key(request, self._fields, progress) for request in requests]
+        with self._lock:
+            lost = [self._failures[key].pop() for key in dict.fromkeys(keys) if self._failures.get(key)]
+            if lost:
+                raise RetrieverUnavailable(lost[0])
+            for key, request in zip(keys, requests, strict=True):
+                if key not in self._lines.answers:
+                    raise RetrieverUnavailable(f"recording {self.file} has no answer to {request.query[:80]!r} (top_k {request.top_k})")
+            found = {key: self._lines.read(self._opened, self._lines.answers[key]) for key in keys}
+            self.hits += len(requests)
+        return [list(found[key]) for key in keys]
+
+    def cache_key(self, request: SearchRequest) -> Hashable:
+        return (default_cache_key(request), *(getattr(request, field) for field in self._fields))
+
+    def set_progress(self, step: int, total: int) -> None:
+        """Answer from now on as at that progress, where the recorded retriever followed it."""
+        self._progress = (step, total) if self.follows_progress else None
+
+    def stamp(self) -> dict[str, Any]:
+        """The stamp of the recorded retriever: a run and its replay can be compared."""
+        return dict((self._lines.header or {})["stamp"])
+
+    def counters(self) -> dict[str, float]:
+        """``search/record_hits``: what it answered."""
+        return {"search/record_hits": float(self.hits)}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._opened.close()
+
+    def __len__(self) -> int:
+        return len(self._lines.answers)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Replay:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Replay, (self.file,)
+
+    def __repr__(self) -> str:
+        return f"Replay({str(self.file)!r})"
+
+
+def make_replay(corpus: object, file: str) -> Retriever:
+    """The retriever ``"replay"`` of a configuration."""
+    return Replay(file)
