@@ -35,6 +35,7 @@ class EnvSettings:
     reward: Any = None
     reward_weights: Any = None
     forced_answer: bool | None = None
+    search_controls: Any = None
     data_dir: str | None = None
 
 
@@ -69,7 +70,7 @@ def env_arguments(env: EnvSettings, **changed: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights", "lora")
+MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights", "env.search_controls", "lora")
 """Keys whose value can be a mapping with names that no file of ours lists."""
 
 

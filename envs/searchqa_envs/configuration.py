@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.questions import QuestionSource
 from searchqa_envs.rewards import build_reward
 from searchqa_envs.rules import Rules
+from searchqa_envs.search_controls import SearchControls
 from searchqa_envs.tokenizers import build_tokenizer
 from searchqa_envs.tokenizers.base import Tokenizer
 from searchqa_envs.tokenizers.byte import ByteTokenizer
@@ -81,6 +83,27 @@ def default_budgets(dataset: str, tokenizer: Tokenizer, dialect: Dialect) -> tup
     return TOKEN_BUDGETS.get(dialect.name, TOKEN_BUDGETS["search-r1"])
 
 
+def _check_served(controls: SearchControls, retriever: Retriever, ours: bool) -> None:
+    """Raise ``ConfigurationError`` for a source or filter that the retriever cannot serve, as far as it says what it serves."""
+    from searchqa_retrievers.composition import filter_keys_of, source_names_of
+
+    served = filter_keys_of(retriever)
+    if served is None and ours:
+        served = ()
+    missing = [key for key in controls.keys if served is not None and key not in served]
+    if missing:
+        raise ConfigurationError(
+            f"search_controls lets a search say {', '.join(missing)}, but the retriever serves {', '.join(served or ()) or 'no filters'}. "
+            "Put it into {'name': 'filtered', 'retriever': ...} for titles, or {'name': 'sources', 'sources': {...}} for sources."
+        )
+    sources = source_names_of(retriever) if controls.sources else None
+    unknown = [name for name in controls.sources if sources is not None and name not in sources]
+    if unknown:
+        raise ConfigurationError(
+            f"search_controls.sources must be among those of the retriever, {', '.join(sources or ())}; got {unknown}."
+        )
+
+
 def build_rules(
     dataset: str,
     split: str | None = None,
@@ -96,6 +119,7 @@ def build_rules(
     reward: str | Mapping[str, Any] | Sequence[Any] | Reward = "em",
     reward_weights: Mapping[str, float] | None = None,
     forced_answer: bool = False,
+    search_controls: SearchControls | Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
     **options: Any,
 ) -> Rules:
@@ -116,6 +140,10 @@ def build_rules(
             f"retriever must be a name, a mapping with 'name', or an object with search(requests); got {type(retriever).__name__}. "
             "Wrap a plain function in searchqa_retrievers.from_function."
         )
+    controls = SearchControls.from_argument(search_controls)
+    if controls is not None:
+        _check_served(controls, built, ours=built is not retriever)
+        chosen_dialect = replace(chosen_dialect, controls=controls)
     return Rules(
         source=source,
         retriever=built,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
-from searchqa_envs.episode_types import Action
+from searchqa_envs.episode_types import Action, ControlledSearch
 from searchqa_envs.errors import ConfigurationError
+from searchqa_envs.search_controls import SearchControls
 from searchqa_retrievers.types import Passage
 
 SEARCH_R1_PROMPT = (
@@ -60,7 +61,8 @@ class Dialect:
     ``opener`` says which opening tag before the first closing tag begins its content: the first (Search-R1's regular expression) or the last
     (R1-Searcher's split). ``invalid_text`` is the reply to a segment that is no action; None ends the episode instead.
     ``chat`` says whether the tokenizer's chat template, where it has one, is put round the published prompt. ``empty_query_is_invalid``: an empty query
-    is no action (R1-Searcher); Search-R1 searches for it.
+    is no action (R1-Searcher); Search-R1 searches for it. ``controls``, which no published system has, is what a search may say beside its
+    query; a sentence about it then stands in the published prompt before ``question_label``.
     """
 
     name: str
@@ -83,6 +85,8 @@ class Dialect:
     prompt_opens_think: bool = False
     chat: bool = True
     empty_query_is_invalid: bool = False
+    question_label: str = "Question: "
+    controls: SearchControls | None = None
     tags: tuple[str, ...] = field(init=False)
     _document_parts: tuple[str, str, str, str] = field(init=False, repr=False)
 
@@ -120,11 +124,21 @@ class Dialect:
     def render_question(self, prompt: str, question: str) -> str:
         """The text of the prompt, before any chat template. Search-R1 strips the question and makes it end in a question mark."""
         template = self.template(prompt)
+        if self.controls is not None and prompt == "published":
+            template = self._told(template, self.controls)
         if self.question_mark and template != BARE_PROMPT:
             question = question.strip()
             if not question.endswith("?"):
                 question += "?"
         return template.replace("{question}", question)
+
+    def _told(self, template: str, controls: SearchControls) -> str:
+        """The template with the sentence about controls behind its instructions."""
+        place = template.index("{question}")
+        label = template.rfind(self.question_label, 0, place)
+        head, tail = (template[:label], template[label:]) if label >= 0 else (template[:place], template[place:])
+        blank = "" if tail[:1].isspace() else " "
+        return f"{head.rstrip()} {controls.sentence(self.search_open, self.search_close)}{blank}{tail}"
 
     def parse(self, text: str) -> Action:
         """The action of a segment's text: its first closing tag decides, and counts only behind its own opening tag."""
@@ -141,9 +155,15 @@ class Dialect:
         if start < 0:
             return Action("invalid", "")
         content = text[start + len(opening) : end].strip()
+        stated = None
+        if kind == "search" and self.controls is not None:
+            understood = self.controls.parse(content)
+            if understood is None:
+                return Action("invalid", "")
+            content, stated = understood
         if kind == "search" and not content and self.empty_query_is_invalid:
             return Action("invalid", "")
-        return Action(kind, content)
+        return Action(kind, content) if stated is None else ControlledSearch(content, stated)
 
     def document_text(self, number: int, passage: Passage, quoted_titles: bool) -> str:
         """One passage as the policy sees it, ``number`` counted from 1."""
@@ -191,14 +211,16 @@ R1_SEARCHER = Dialect(
     prompt_opens_think=True,
     chat=False,
     empty_query_is_invalid=True,
+    question_label="\n\nUser:",
 )
 DIALECTS = {dialect.name: dialect for dialect in (SEARCH_R1, R1_SEARCHER, ZEROSEARCH)}
 
 
 def get_dialect(dialect: str | Dialect) -> Dialect:
-    """The dialect of that name; a ``Dialect`` of your own is from then on known by its name, so that rewards find it."""
+    """The dialect of that name; a ``Dialect`` of your own is from then on known by its name, so that rewards find it, without controls."""
     if isinstance(dialect, Dialect):
-        if DIALECTS.setdefault(dialect.name, dialect) != dialect:
+        plain = dialect if dialect.controls is None else replace(dialect, controls=None)
+        if DIALECTS.setdefault(dialect.name, plain) != plain:
             raise ConfigurationError(f"another dialect is already called {dialect.name!r}; give yours a name of its own.")
         return dialect
     if dialect in DIALECTS:

@@ -68,6 +68,10 @@ class SearchQAEnv(HasRules, gym.Env[NDArray[np.int32], ArrayLike]):
         A preset's name, a mapping, or a callable of an ``EpisodeView``; weights by term name.
     forced_answer
         Announce the last turn in environment text.
+    search_controls
+        What a search may say behind its query and ``||``: ``{"top_k": 10, "sources": ["wiki", "news"], "filters": ["title"]}`` (any of
+        them) allows ``query || k=5; source=news; title=Lisbon``. Anything else behind ``||`` is an invalid action. The published prompt
+        gets a sentence about it, the bare one and your own templates do not. Default: None, searches are plain.
     data_dir
         Where data sets lie; otherwise ``$SEARCHQA_DATA``, the user's cache, or a download.
     render_mode

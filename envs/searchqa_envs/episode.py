@@ -6,13 +6,13 @@ The single and the vector environment are thin shells over this module, so that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from searchqa_envs.episode_types import Action, EpisodeView, Turn
+from searchqa_envs.episode_types import Action, EpisodeView, Turn, restored_action
 from searchqa_envs.errors import ConfigurationError, EpisodeStateError
 from searchqa_envs.metrics import episode_metrics
 from searchqa_envs.questions import Question
@@ -38,6 +38,8 @@ class TurnRecord:
         What was retrieved in this turn.
     seconds
         Time spent in the retriever; not part of equality.
+    counters
+        At the end of an episode that searched: what ``env.unwrapped.search_counters()`` gave after this call, else empty; not part of equality.
     """
 
     env_tokens: NDArray[np.int32]
@@ -45,6 +47,7 @@ class TurnRecord:
     loss_mask: NDArray[np.int8]
     passages: tuple[Passage, ...]
     seconds: float
+    counters: Mapping[str, float] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -158,15 +161,19 @@ class Episode:
         self._pending = (ids[:used], text, action)
         if action.kind != "search" or len(self.turns) + 1 >= rules.max_turns:
             return None
+        filters, top_k = rules.source.filters(self.question), rules.top_k
+        if action.controls is not None:
+            top_k = action.controls.top_k or top_k
+            filters = {**dict(action.controls.filters), **(filters or {})} or None
         return SearchRequest(
             query=action.text,
-            top_k=rules.top_k,
+            top_k=top_k,
             question_id=self.question.id,
             question=self.question.question,
             turn=len(self.turns),
             seed=self.seed,
             golden_answers=self.question.golden_answers if rules.needs_gold else (),
-            filters=rules.source.filters(self.question),
+            filters=filters,
         )
 
     def resolve(self, hits: Sequence[Hit] | None = None, backend_error: str | None = None, seconds: float = 0.0) -> Step:
@@ -195,7 +202,10 @@ class Episode:
                 observation, ids = reply
                 self._append(ids, 0)
         self.turns.append(Turn(text, action, hits is not None, passages, observation))
-        record = TurnRecord(ids, len(segment), self.loss_mask, passages, seconds)
+        counters: Mapping[str, float] = {}
+        if self.done and any(turn.searched for turn in self.turns):
+            counters = self.rules.search_counters()
+        record = TurnRecord(ids, len(segment), self.loss_mask, passages, seconds, counters)
         info: dict[str, Any] = {
             "question_id": self.question.id,
             "question": self.question.question,
@@ -255,7 +265,7 @@ class Episode:
             "turns": [
                 {
                     "segment": turn.segment,
-                    "action": list(turn.action),
+                    "action": turn.action.saved(),
                     "searched": turn.searched,
                     "passages": [list(passage) for passage in turn.passages],
                     "observation": turn.observation,
@@ -278,7 +288,7 @@ class Episode:
         episode._mask[: episode._length] = state["loss_mask"]
         for turn in state["turns"]:
             passages = tuple(Passage(*passage) for passage in turn["passages"])
-            episode.turns.append(Turn(turn["segment"], Action(*turn["action"]), turn["searched"], passages, turn["observation"]))
+            episode.turns.append(Turn(turn["segment"], restored_action(turn["action"]), turn["searched"], passages, turn["observation"]))
         for name in ("answer", "backend_error", "terminated", "truncated"):
             setattr(episode, name, state[name])
         return episode

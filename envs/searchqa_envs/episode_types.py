@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from searchqa_envs.questions import Question
+from searchqa_envs.search_controls import Controls
 from searchqa_retrievers.types import Passage
 
 ActionKind = Literal["search", "answer", "invalid"]
@@ -16,6 +18,59 @@ class Action(NamedTuple):
 
     kind: ActionKind
     text: str
+
+    @property
+    def controls(self) -> Controls | None:
+        """What a search said beside its query; None where it said nothing."""
+        return None
+
+    def saved(self) -> list[Any]:
+        """Plain values, from which :func:`restored_action` makes the action again."""
+        return list(self)
+
+
+class ControlledSearch(Action):
+    """A search that said something beside its query. As a tuple it is ``("search", query)``, and it equals only searches with equal controls."""
+
+    _controls: Controls
+
+    def __new__(cls, text: str, controls: Controls) -> ControlledSearch:
+        action = super().__new__(cls, "search", text)
+        action._controls = controls
+        return action
+
+    @property
+    def controls(self) -> Controls:
+        """What the search said beside its query."""
+        return self._controls
+
+    def saved(self) -> list[Any]:
+        """Plain values, from which :func:`restored_action` makes the action again."""
+        return [*self, {"top_k": self.controls.top_k, "filters": [list(pair) for pair in self.controls.filters]}]
+
+    def __eq__(self, other: object) -> bool:
+        return tuple.__eq__(self, other) is True and getattr(other, "controls", None) == self.controls
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((*self, self.controls))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ControlledSearch, (self.text, self.controls)
+
+    def __repr__(self) -> str:
+        return f"ControlledSearch(text={self.text!r}, controls={self.controls!r})"
+
+
+def restored_action(saved: Sequence[Any]) -> Action:
+    """The action of :meth:`Action.saved`."""
+    kind, text, *stated = saved
+    if not stated:
+        return Action(kind, text)
+    filters = tuple((key, value) for key, value in stated[0]["filters"])
+    return ControlledSearch(text, Controls(stated[0]["top_k"], filters))
 
 
 class Turn(NamedTuple):

@@ -19,6 +19,7 @@ from searchqa_envs.errors import ConfigurationError, InvalidSegmentError
 from searchqa_envs.questions import Question, QuestionSource
 from searchqa_envs.rewards import WeightedReward
 from searchqa_envs.tokenizers.base import Tokenizer
+from searchqa_retrievers.counted import SearchCounters
 from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverUnavailable, SearchRequest, default_cache_key
 
 _FEW = 100  # up to so many ids Python looks at a list sooner than NumPy at an array
@@ -56,6 +57,11 @@ class Rules:
     quoted_titles: bool = field(init=False)
     needs_gold: bool = field(init=False)
     _closers: tuple[bytes, bytes] = field(init=False)
+    _searches: int = field(default=0, init=False)
+    _distinct: int = field(default=0, init=False)
+    _errors: int = field(default=0, init=False)
+    _seconds: float = field(default=0.0, init=False)
+    _counters: SearchCounters | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         for name in ("top_k", "max_turns", "max_context_tokens", "max_segment_tokens", "max_observation_tokens"):
@@ -101,6 +107,7 @@ class Rules:
             "max_observation_tokens": self.max_observation_tokens,
             "max_context_tokens": self.max_context_tokens,
             "forced_answer": self.forced_answer,
+            **({} if self.dialect.controls is None else {"search_controls": self.dialect.controls.stamp()}),
             "searchqa_gym": version("searchqa-gym"),
         }
 
@@ -223,18 +230,39 @@ class Rules:
             cache_key = getattr(self.retriever, "cache_key", default_cache_key)
             keys = [cache_key(request) for request in requests]
             asked = list(dict(zip(reversed(keys), reversed(requests), strict=True)).values())  # the first request of each key
+        self._counters = None
+        self._searches += len(requests)
+        self._distinct += len(asked)
         try:
             answers = self.retriever.search(asked)
         except (RetrieverUnavailable, OSError, RuntimeError) as error:
-            return None, f"{type(error).__name__}: {error}", time.perf_counter() - started
+            self._errors += len(requests)
+            seconds = time.perf_counter() - started
+            self._seconds += seconds
+            return None, f"{type(error).__name__}: {error}", seconds
         if len(answers) != len(asked):
             raise ConfigurationError(
                 f"{self.retriever!r} answered {len(answers)} of {len(asked)} requests; search must return one list per request."
             )
-        if not keys:
-            return answers, None, time.perf_counter() - started
-        by_key = dict(zip(dict.fromkeys(reversed(keys)), answers, strict=True))
-        return [by_key[key] for key in keys], None, time.perf_counter() - started
+        if keys:
+            by_key = dict(zip(dict.fromkeys(reversed(keys)), answers, strict=True))
+            answers = [by_key[key] for key in keys]
+        seconds = time.perf_counter() - started
+        self._seconds += seconds
+        return answers, None, seconds
+
+    def search_counters(self) -> SearchCounters:
+        """Searches so far, and what the retriever has counted since it was made; see ``searchqa_retrievers.counted``. Made once after each search."""
+        if self._counters is None:
+            own = {
+                "search/searches": float(self._searches),
+                "search/distinct": float(self._distinct),
+                "search/errors": float(self._errors),
+                "search/seconds": self._seconds,
+            }
+            counters = getattr(self.retriever, "counters", None)
+            self._counters = SearchCounters(own if counters is None else {**counters(), **own})
+        return self._counters
 
 
 class HasRules:
@@ -269,3 +297,10 @@ class HasRules:
     def stamp(self) -> dict[str, Any]:
         """What a number measured here needs to be comparable."""
         return self.rules.stamp()
+
+    def search_counters(self) -> SearchCounters:
+        """Totals since the environment was made: searches, share of duplicates, errors, seconds, and the retriever's own counters.
+
+        Keys and figures: ``searchqa_retrievers.counted``. A retriever that several environments share counts for all of them. Not part of the state.
+        """
+        return self.rules.search_counters()
