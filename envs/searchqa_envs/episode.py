@@ -203,7 +203,7 @@ class Episode:
                 self._append(ids, 0)
         self.turns.append(Turn(text, action, hits is not None, passages, observation))
         counters: Mapping[str, float] = {}
-        if self.done and any(turn.searched for turn in self.turns):
+        if self.done and (self.backend_error is not None or any(turn.searched for turn in self.turns)):
             counters = self.rules.search_counters()
         record = TurnRecord(ids, len(segment), self.loss_mask, passages, seconds, counters)
         info: dict[str, Any] = {

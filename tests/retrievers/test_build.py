@@ -26,7 +26,7 @@ def test_options_reach_the_retriever():
     preset = build_retriever({**bm25, "preset": "search-r1"}, CORPUS).stamp()
     assert (preset["k1"], preset["b"]) == (0.9, 0.4)
     mixed = build_retriever({**bm25, "preset": "search-r1", "b": 0.75, "stopwords": None, "stemmer": None}, CORPUS).stamp()
-    assert (mixed["k1"], mixed["b"], mixed["stopwords"], mixed["stemmer"]) == (0.9, 0.75, None, None)
+    assert (mixed["k1"], mixed["b"], mixed["analyzer"]["stopwords"], mixed["analyzer"]["stemmer"]) == (0.9, 0.75, None, None)
     assert build_retriever({"name": "random", "seed": 4, "cache_entries": 0}, CORPUS).retriever.seed == 4
     assert build_retriever({"name": "none", "cache_entries": 12}, CORPUS).max_entries == 12
 
