@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import contextmanager
@@ -277,12 +278,10 @@ class MilvusRetriever:
         self._call("create_collection", schema=schema, index_params=index, consistency_level="Strong", properties={_RECORD: record})
 
     def _fill(self, show_progress: bool) -> None:
-        from searchqa_retrievers.dense_index import _bar
-
         n = len(self.corpus)
         begun = self._count() > 0
         logger.info("encoding %d passages into the collection %r", n, self.collection)
-        with _bar(n, 0, show_progress) as advance:
+        with _bar(n, show_progress) as advance:
             for start in range(0, n, _BATCH):
                 end = min(start + _BATCH, n)
                 if not begun or self._count(f"position >= {start} and position < {end}") != end - start:
@@ -369,6 +368,20 @@ def _lost(what: str) -> Iterator[None]:
         yield
     except (MilvusException, grpc.RpcError, OSError, ValueError) as error:
         raise RetrieverUnavailable(f"Milvus, {what}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _bar(passages: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr where a person looks at it."""
+    if not (wanted and sys.stderr.isatty()):
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Encoding passages", total=passages)
+        yield lambda done: bar.advance(task, done)
 
 
 def _left(deadline: float) -> float:
