@@ -19,7 +19,7 @@ from searchqa_envs.errors import ConfigurationError, InvalidSegmentError
 from searchqa_envs.questions import Question, QuestionSource
 from searchqa_envs.rewards import WeightedReward
 from searchqa_envs.tokenizers.base import Tokenizer
-from searchqa_retrievers.counted import SearchCounters
+from searchqa_retrievers.counted import SearchCounters, merged_counters
 from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverUnavailable, SearchRequest, default_cache_key
 
 _FEW = 100  # up to so many ids Python looks at a list sooner than NumPy at an array
@@ -254,14 +254,12 @@ class Rules:
     def search_counters(self) -> SearchCounters:
         """Searches so far, and what the retriever has counted since it was made; see ``searchqa_retrievers.counted``. Made once after each search."""
         if self._counters is None:
-            own = {
-                "search/searches": float(self._searches),
-                "search/distinct": float(self._distinct),
-                "search/errors": float(self._errors),
-                "search/seconds": self._seconds,
-            }
-            counters = getattr(self.retriever, "counters", None)
-            self._counters = SearchCounters(own if counters is None else {**counters(), **own})
+            counters = merged_counters(self.retriever)
+            counters["search/searches"] = float(self._searches)
+            counters["search/distinct"] = float(self._distinct)
+            counters["search/errors"] = float(self._errors)
+            counters["search/seconds"] = self._seconds
+            self._counters = SearchCounters(counters)
         return self._counters
 
 

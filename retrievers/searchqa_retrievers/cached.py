@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from searchqa_retrievers.counted import added_counters, merged_counters
+from searchqa_retrievers.counted import merged_counters
 from searchqa_retrievers.in_flight import Answers, Flight, InFlight, wait
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest
 from searchqa_retrievers.wrapped import Wrapped, check_answers
@@ -118,8 +118,10 @@ class Cached(Wrapped):
 
     def counters(self) -> dict[str, float]:
         """Hits, joins and misses, with the counters of the inner retriever; see ``searchqa_retrievers.counted``."""
-        own = {"hits": self.hits, "joins": self.joins, "misses": self.misses}
-        return added_counters(merged_counters(self.retriever), {f"search/cache_{name}": float(count) for name, count in own.items()})
+        counters = merged_counters(self.retriever)
+        for key, count in (("search/cache_hits", self.hits), ("search/cache_joins", self.joins), ("search/cache_misses", self.misses)):
+            counters[key] = counters.get(key, 0.0) + count
+        return counters
 
     def __len__(self) -> int:
         return len(self._answers)

@@ -39,6 +39,9 @@ _LAST_BUCKET = 4 * 36  # 19 hours
 
 def merged_counters(*retrievers: object) -> dict[str, float]:
     """The sums of what retrievers count. One without ``counters`` adds nothing, one that is given twice counts once."""
+    if len(retrievers) == 1:
+        counters = getattr(retrievers[0], "counters", None)
+        return {} if counters is None else dict(counters())
     distinct = {id(retriever): retriever for retriever in retrievers}.values()
     return added_counters(*(retriever.counters() for retriever in distinct if hasattr(retriever, "counters")))
 
@@ -90,7 +93,7 @@ class SearchCounters(Mapping[str, float]):
     """
 
     def __init__(self, sums: Mapping[str, float]) -> None:
-        self.sums = dict(sums)
+        self.sums = sums
         self._figures: dict[str, float] | None = None
 
     @property
@@ -169,20 +172,16 @@ class Counted(Wrapped):
 
     def counters(self) -> dict[str, float]:
         """See the module; with those of the retriever inside."""
-        inner = merged_counters(self.retriever)
+        counters = merged_counters(self.retriever)
         with self._lock:
-            money = {"search/money": inner.get("search/money", 0.0) + self._requests * self.price}
-            if "search/backend_calls" in inner:
-                return inner | money
-            return {
-                **inner,
-                **self._latencies,
-                **money,
-                "search/backend_calls": float(self._calls),
-                "search/backend_requests": float(self._requests),
-                "search/backend_failures": float(self._failures),
-                "search/backend_seconds": self._seconds,
-            }
+            counters["search/money"] = counters.get("search/money", 0.0) + self._requests * self.price
+            if "search/backend_calls" not in counters:
+                counters["search/backend_calls"] = float(self._calls)
+                counters["search/backend_requests"] = float(self._requests)
+                counters["search/backend_failures"] = float(self._failures)
+                counters["search/backend_seconds"] = self._seconds
+                counters.update(self._latencies)
+        return counters
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Counted, (self.retriever, self.price)
