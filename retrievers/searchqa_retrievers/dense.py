@@ -18,7 +18,7 @@ from searchqa_retrievers.dense_approximate import KINDS, ApproximateIndex, open_
 from searchqa_retrievers.dense_index import STORAGE, DenseIndex, index_folder, open_or_build
 from searchqa_retrievers.faiss_file import open_faiss_file
 from searchqa_retrievers.paths import cache_root
-from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverError, SearchRequest, default_cache_key
+from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest, default_cache_key
 
 if TYPE_CHECKING:
     from searchqa_retrievers.encoders import Encoder
@@ -128,7 +128,7 @@ class DenseRetriever:
             self.index = DenseIndex(vectors, places)
         else:
             own_graph = self._file is not None and self._file.is_graph and index == "hnsw"
-            candidates = self._file.index if self._file is not None and own_graph else open_or_train(folder, index, vectors)
+            candidates = self._file.index if self._file is not None and own_graph else open_or_train(folder, index, vectors, show_progress)
             self.index = ApproximateIndex(vectors, candidates, rescore_factor, nprobe, places)
         self._query_entries = query_entries
         self._queries: OrderedDict[str, npt.NDArray[np.float32]] = OrderedDict()
@@ -147,11 +147,10 @@ class DenseRetriever:
             queries = list(dict.fromkeys(request.query for request in requests if request.top_k == top_k))
             found = self.index.search(np.stack([vectors[query] for query in queries]), top_k)
             ranked.update(((query, top_k), hits) for query, hits in zip(queries, found, strict=True))
-        ids, titles, texts = self.corpus.ids, self.corpus.titles, self.corpus.texts
         answers = []
         for request in requests:
             positions, scores = ranked[request.query, request.top_k]
-            answers.append([Hit(Passage(ids[i], titles[i], texts[i]), score) for i, score in zip(positions, scores, strict=True)])
+            answers.append([Hit(self.corpus[i], score) for i, score in zip(positions, scores, strict=True)])
         return answers
 
     def cache_key(self, request: SearchRequest) -> Hashable:

@@ -7,16 +7,17 @@ import logging
 import math
 import os
 import shutil
-import zlib
+import time
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from searchqa_retrievers.bm25_index import DamagedIndexError
-from searchqa_retrievers.dense_index import DenseIndex
+from searchqa_retrievers.dense_index import DenseIndex, _bar, mapped_anew
+from searchqa_retrievers.needs import Needs
+from searchqa_retrievers.stored_folder import DamagedIndexError, checksum
 from searchqa_retrievers.types import RetrieverError
 
 logger = logging.getLogger(__name__)
@@ -29,20 +30,15 @@ _LINKS = 32
 _ADDED_ROWS = 1 << 16
 _TRAINING_ROWS = 1 << 16
 _TRAINING_ROWS_PER_LIST = 40  # FAISS warns below 39
-
-
-class Needs(NamedTuple):
-    """What an index takes, in bytes; the vectors themselves are on disk only, memory-mapped."""
-
-    disk: int
-    memory: int
-    """resident while searching"""
-    building: int
-    """resident at most while the candidates' index is built"""
+_CHECKPOINT_SECONDS = 120.0
+_CHECKPOINT_SHARE = 10  # what writing a checkpoint took, so many times over, passes before the next
 
 
 def estimate(kind: str, passages: int, dimension: int, storage: str = "float32") -> Needs:
-    """Needs of a ``kind`` of index (``"flat"`` or one of :data:`KINDS`) from the sizes of its parts, before anything is built."""
+    """Needs of a ``kind`` of index (``"flat"`` or one of :data:`KINDS`) from the sizes of its parts, before anything is built.
+
+    The vectors are on disk only, memory-mapped: what of them is in memory can be taken back by the system at any time, and is not counted.
+    """
     vectors = passages * dimension * np.dtype(storage).itemsize
     if kind == "flat":
         block = _ADDED_ROWS * dimension * 4
@@ -60,8 +56,8 @@ def estimate(kind: str, passages: int, dimension: int, storage: str = "float32")
     if kind not in sizes:
         raise RetrieverError(f"the kind of a dense index must be one of flat, {', '.join(KINDS)}, got {kind!r}")
     size = sizes[kind]
-    sample = min(passages, _TRAINING_ROWS if kind in ("hnsw", "pq") else max(_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * lists))
-    return Needs(vectors + size, size, size + max(sample, _ADDED_ROWS) * dimension * 4)
+    # What is added is there as it is, as residuals, and once more on its way.
+    return Needs(vectors + size, size, size + max(_sample_size(kind, passages), 3 * min(passages, _ADDED_ROWS)) * dimension * 4)
 
 
 class ApproximateIndex(DenseIndex):
@@ -109,8 +105,12 @@ class ApproximateIndex(DenseIndex):
         return found
 
 
-def open_or_train(folder: Path, kind: str, vectors: npt.NDArray[Any]) -> Any:
+def open_or_train(folder: Path, kind: str, vectors: npt.NDArray[Any], show_progress: bool = False) -> Any:
     """The FAISS index of a ``kind`` of candidates over ``vectors`` in ``folder``; where there is none, train, fill and store it.
+
+    The trained index is stored before it is filled, and every two minutes after that (seldom enough that writing takes a tenth of the
+    time at most): a build that was stopped goes on from there. Lists and codes are then those of an undisturbed build; a graph is one of
+    equal quality.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def open_or_train(folder: Path, kind: str, vectors: npt.NDArray[Any]) -> Any:
             folder.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(folder.with_name(f"{folder.name}.{kind}.lock")):
                 if not meta.exists():
-                    _train(folder, kind, vectors, needs)
+                    _train(folder, kind, vectors, needs, show_progress)
     except (OSError, NotImplementedError) as error:  # filelock: NotImplementedError where the file system has no locks
         raise RetrieverError(
             f"the {kind} index cannot be written to {folder}: {error}; set SEARCHQA_CACHE to a writable folder with room"
@@ -152,7 +152,12 @@ def _factory(kind: str, passages: int, dimension: int) -> str:
     return {"hnsw": f"HNSW{_LINKS}_SQfp16", "ivf": f"IVF{lists},SQfp16", "pq": codes, "ivf-pq": f"IVF{lists},{codes}"}[kind]
 
 
-def _train(folder: Path, kind: str, vectors: npt.NDArray[Any], needs: Needs) -> None:
+def _sample_size(kind: str, passages: int) -> int:
+    """Rows that an index is trained on."""
+    return min(passages, _TRAINING_ROWS if kind in ("hnsw", "pq") else max(_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * _lists(passages)))
+
+
+def _train(folder: Path, kind: str, vectors: npt.NDArray[Any], needs: Needs, show_progress: bool) -> None:
     import faiss
 
     n, dimension = vectors.shape
@@ -165,21 +170,103 @@ def _train(folder: Path, kind: str, vectors: npt.NDArray[Any], needs: Needs) -> 
         needs.memory / 1e9,
         needs.building / 1e9,
     )
-    if needs.memory > free:
-        raise RetrieverError(f"the {kind} index needs about {needs.memory / 1e9:.2f} GB in {folder}, but {free / 1e9:.2f} GB are free")
-    index = faiss.index_factory(dimension, _factory(kind, n, dimension), faiss.METRIC_INNER_PRODUCT)
-    size = min(n, _TRAINING_ROWS if kind in ("hnsw", "pq") else max(_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * _lists(n)))
-    sample = np.sort(np.random.default_rng(0).choice(n, size=size, replace=False))
-    index.train(np.ascontiguousarray(vectors[sample], dtype=np.float32))
-    for start in range(0, n, _ADDED_ROWS):
-        index.add(np.ascontiguousarray(vectors[start : start + _ADDED_ROWS], dtype=np.float32))
-        logger.info("%s index: %d of %d passages", kind, min(start + _ADDED_ROWS, n), n)
-    file, part, meta = folder / f"{kind}.faiss", folder / f"{kind}.faiss.part", folder / f"{kind}.json"
+    checkpoint = _Checkpoint(folder, kind, _factory(kind, n, dimension))
+    index = checkpoint.load(n, dimension)
+    if 2 * needs.memory > free + checkpoint.size():
+        raise RetrieverError(
+            f"the {kind} index needs about {2 * needs.memory / 1e9:.2f} GB in {folder} while it is built, half of it after that, but "
+            f"{free / 1e9:.2f} GB are free"
+        )
+    if index is None:
+        index = faiss.index_factory(dimension, checkpoint.factory, faiss.METRIC_INNER_PRODUCT)
+        index.train(_sample(vectors, _sample_size(kind, n)))
+        checkpoint.save(index)
+    else:
+        logger.info("an earlier build of the %s index in %s is continued at passage %d", kind, folder, index.ntotal)
+    with _bar(n, index.ntotal, show_progress, "Indexing vectors") as advance:
+        while index.ntotal < n:
+            start, end = index.ntotal, min(index.ntotal + _ADDED_ROWS, n)
+            index.add(np.ascontiguousarray(mapped_anew(vectors)[start:end], dtype=np.float32))
+            logger.info("%s index: %d of %d passages", kind, end, n)
+            advance(end - start)
+            if end < n and checkpoint.is_due():
+                checkpoint.save(index)
+    file, part = folder / f"{kind}.faiss", folder / f"{kind}.faiss.part"
     faiss.write_index(index, str(part))
     os.replace(part, file)
-    part = meta.with_name(f"{kind}.json.part")
-    part.write_text(json.dumps({"factory": _factory(kind, n, dimension), "faiss": faiss.__version__, "checksum": _checksum(file)}))
-    os.replace(part, meta)
+    _write_json(folder / f"{kind}.json", {"factory": checkpoint.factory, "faiss": faiss.__version__, "checksum": checksum(file)})
+    checkpoint.remove()
+
+
+def _sample(vectors: npt.NDArray[Any], size: int) -> npt.NDArray[np.float32]:
+    """Rows float32[size, D], drawn anew in the same way every time; no more of ``vectors`` than a block is in memory at once."""
+    chosen = np.sort(np.random.default_rng(0).choice(len(vectors), size=size, replace=False))
+    sample = np.empty((size, vectors.shape[1]), dtype=np.float32)
+    for start in range(0, len(vectors), _ADDED_ROWS):
+        first, last = np.searchsorted(chosen, [start, start + _ADDED_ROWS])
+        sample[first:last] = mapped_anew(vectors)[chosen[first:last]]
+    return sample
+
+
+class _Checkpoint:
+    """An index under way. Its record is replaced at once and names the file, so that one of the two last ones is always whole."""
+
+    def __init__(self, folder: Path, kind: str, factory: str) -> None:
+        self.factory = factory
+        self._folder, self._kind = folder, kind
+        self._record = folder / f"{kind}.checkpoint.json"
+        self._saved = time.monotonic()
+        self._pause = _CHECKPOINT_SECONDS
+
+    def load(self, n: int, dimension: int) -> Any:
+        """What an earlier build has stored, or None where there is nothing that can be used."""
+        import faiss
+
+        try:
+            record = json.loads(self._record.read_bytes())
+            file = self._folder / record["file"]
+            if (record["factory"], record["faiss"], record["checksum"]) != (self.factory, faiss.__version__, checksum(file)):
+                return None
+            index = faiss.read_index(str(file))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            logger.warning("the checkpoint %s cannot be used (%s); building anew", self._record, error)
+            return None
+        return index if index.ntotal <= n and index.d == dimension else None
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._saved >= self._pause
+
+    def save(self, index: Any) -> None:
+        import faiss
+
+        started = time.monotonic()
+        file = self._folder / f"{self._kind}.checkpoint-{index.ntotal}.faiss"
+        faiss.write_index(index, str(file))
+        _write_json(self._record, {"file": file.name, "factory": self.factory, "faiss": faiss.__version__, "checksum": checksum(file)})
+        for other in self._files():
+            if other != file:
+                other.unlink()
+        self._saved = time.monotonic()
+        self._pause = max(_CHECKPOINT_SECONDS, _CHECKPOINT_SHARE * (self._saved - started))
+
+    def size(self) -> int:
+        return sum(file.stat().st_size for file in self._files())
+
+    def remove(self) -> None:
+        self._record.unlink(missing_ok=True)
+        for file in self._files():
+            file.unlink()
+
+    def _files(self) -> list[Path]:
+        return list(self._folder.glob(f"{self._kind}.checkpoint-*.faiss"))
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps(value))
+    os.replace(part, file)
 
 
 def _open(folder: Path, kind: str, n: int, dimension: int) -> Any:
@@ -188,7 +275,7 @@ def _open(folder: Path, kind: str, n: int, dimension: int) -> Any:
     file = folder / f"{kind}.faiss"
     try:
         meta = json.loads((folder / f"{kind}.json").read_bytes())
-        if meta["checksum"] != _checksum(file):  # FAISS would follow a wrong link out of its memory
+        if meta["checksum"] != checksum(file):  # FAISS would follow a wrong link out of its memory
             raise DamagedIndexError(f"{file.name} has a wrong checksum")
         index = faiss.read_index(str(file))
         if (index.ntotal, index.d) != (n, dimension):
@@ -198,9 +285,13 @@ def _open(folder: Path, kind: str, n: int, dimension: int) -> Any:
     return index
 
 
-def _checksum(file: Path) -> int:
-    value = 0
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            value = zlib.crc32(chunk, value)
-    return value
+def damaged_files(folder: Path, kind: str) -> list[str]:
+    """What is wrong with the stored index of a kind, by its checksum, without loading it; empty where all is well."""
+    file = folder / f"{kind}.faiss"
+    try:
+        wanted = json.loads((folder / f"{kind}.json").read_bytes())["checksum"]
+        return [] if checksum(file) == wanted else [f"{file.name} has a wrong checksum"]
+    except FileNotFoundError:
+        return [f"{file.name} is missing"]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{kind}.json cannot be read: {type(error).__name__}: {error}"]

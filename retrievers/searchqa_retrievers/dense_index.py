@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from searchqa_retrievers.bm25_index import DamagedIndexError
 from searchqa_retrievers.corpus import Corpus
+from searchqa_retrievers.stored_folder import DamagedIndexError
 from searchqa_retrievers.types import RetrieverError
 
 logger = logging.getLogger(__name__)
@@ -196,13 +196,13 @@ def _build(folder: Path, corpus: Corpus, encoder: PassageEncoder, storage: str, 
         raise RetrieverError(f"the vectors need {needed / 1e9:.2f} GB more in {folder}, but {free / 1e9:.2f} GB are free")
     if checksums:
         logger.info("an earlier build of %s is continued at passage %d", folder, done)
-        vectors = np.load(file, mmap_mode="r+")
     else:
-        vectors = np.lib.format.open_memmap(file, mode="w+", dtype=storage, shape=(n, encoder.dimension))
+        np.lib.format.open_memmap(file, mode="w+", dtype=storage, shape=(n, encoder.dimension)).flush()
         record.write_text(json.dumps({"encoder_dtype": encoder.dtype}) + "\n")
     with record.open("a") as progress, _bar(n, done, show_progress) as advance:
         for start in range(done, n, BLOCK):
             end = min(start + BLOCK, n)
+            vectors = np.load(file, mmap_mode="r+")  # anew for each block, which leaves memory with the one before
             vectors[start:end] = encoder.encode_passages([corpus.contents(i) for i in range(start, end)])
             vectors.flush()
             checksums.append(_checksum(vectors[start:end]))
@@ -266,12 +266,42 @@ def _checksum(rows: npt.NDArray[Any]) -> int:
     return zlib.crc32(rows.data)
 
 
+def mapped_anew(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same vectors, of a memory-mapped file by a mapping of their own: what is read through it leaves memory together with it."""
+    base = vectors.base
+    if isinstance(base, np.memmap) and base.filename is not None and vectors.shape == base.shape:
+        return np.memmap(base.filename, dtype=base.dtype, mode="r", offset=base.offset, shape=base.shape)
+    return vectors
+
+
+def damaged_blocks(folder: Path) -> list[str]:
+    """What is wrong with the vectors of a complete folder, by all their checksums; empty where all is well."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        file, block, wanted = folder / "vectors.npy", int(manifest["block"]), manifest["checksums"]
+        vectors = np.load(file, mmap_mode="r").view(np.ndarray)
+        if vectors.shape != (manifest["passages"], manifest["dimension"]) or vectors.dtype != manifest["storage"]:
+            return [f"vectors.npy has shape {vectors.shape} and dtype {vectors.dtype}"]
+        starts = range(0, len(vectors), block)
+        if len(starts) != len(wanted):
+            return [f"manifest.json has {len(wanted)} checksums for {len(starts)} blocks"]
+        return [
+            f"vectors.npy has a wrong checksum in the block from passage {start} on"
+            for start, expected in zip(starts, wanted, strict=True)
+            if _checksum(mapped_anew(vectors)[start : start + block]) != expected
+        ]
+    except FileNotFoundError as error:
+        return [f"{Path(str(error.filename)).name} is missing"]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{type(error).__name__}: {error}"]
+
+
 class _Advance(Protocol):
     def __call__(self, passages: int) -> object: ...
 
 
 @contextmanager
-def _bar(total: int, done: int, wanted: bool) -> Iterator[_Advance]:
+def _bar(total: int, done: int, wanted: bool, called: str = "Encoding passages") -> Iterator[_Advance]:
     """A bar on stderr where a person looks at it."""
     if not (wanted and total > done and sys.stderr.isatty()):
         yield lambda passages: None
@@ -279,6 +309,6 @@ def _bar(total: int, done: int, wanted: bool) -> Iterator[_Advance]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Encoding passages", total=total, completed=done)
-        yield lambda passages: bar.advance(task, passages)
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(called, total=total, completed=done)
+        yield lambda passages: shown.advance(task, passages)

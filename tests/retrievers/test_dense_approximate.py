@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +19,7 @@ from searchqa_retrievers import Corpus, RetrieverError, SearchRequest
 from searchqa_retrievers import dense_approximate as module
 from searchqa_retrievers.bm25_index import DamagedIndexError
 from searchqa_retrievers.dense import DenseRetriever
-from searchqa_retrievers.dense_approximate import KINDS, estimate, open_or_train
+from searchqa_retrievers.dense_approximate import KINDS, damaged_files, estimate, open_or_train
 from searchqa_retrievers.testing import RetrieverContract
 
 PEOPLE = ["physicist", "novelist", "painter", "king", "sailor", "doctor", "farmer", "singer", "judge", "pilot"]
@@ -148,3 +153,128 @@ def test_a_full_disk_is_seen_before_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(RetrieverError, match="GB are free"):
         open_or_train(tmp_path, "pq", np.ones((5000, 64), dtype=np.float32))
+
+
+def unit_vectors(count, dimension=16):
+    vectors = np.random.default_rng(0).standard_normal((count, dimension)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def interrupt_after(monkeypatch, blocks):
+    """The build stops once it has added so many blocks of 300 vectors, each stored in a checkpoint."""
+    monkeypatch.setattr(module, "_ADDED_ROWS", 300)
+    monkeypatch.setattr(module, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_CHECKPOINT_SHARE", 0)
+    due = module._Checkpoint.is_due
+    seen = []
+
+    def interrupted(self):
+        if len(seen) == blocks:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return due(self)
+
+    monkeypatch.setattr(module._Checkpoint, "is_due", interrupted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_a_stopped_build_goes_on_from_its_checkpoint(kind, blocks, tmp_path, monkeypatch):
+    vectors = unit_vectors(2000)
+    undisturbed = open_or_train(tmp_path / "undisturbed", kind, vectors)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, blocks)
+        with pytest.raises(KeyboardInterrupt):
+            open_or_train(tmp_path / "index", kind, vectors)
+    assert not (tmp_path / "index" / f"{kind}.json").exists()
+    monkeypatch.setattr(module, "_sample", None)  # it is not trained again
+    index = open_or_train(tmp_path / "index", kind, vectors)
+    assert index.ntotal == len(vectors)
+    assert sorted(file.name for file in (tmp_path / "index").iterdir()) == [f"{kind}.faiss", f"{kind}.json"]
+    for one in (index, undisturbed):
+        if kind.startswith("ivf"):
+            one.nprobe = 8
+    rows, expected = (one.search(vectors[:50], 5)[1] for one in (index, undisturbed))
+    if kind == "hnsw":  # the levels of a graph are drawn at random
+        assert np.mean(rows[:, 0] == np.arange(50)) >= 0.9
+    else:
+        assert np.array_equal(rows, expected)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import numpy as np
+from searchqa_retrievers import dense_approximate as module
+module._ADDED_ROWS, module._CHECKPOINT_SECONDS, module._CHECKPOINT_SHARE = 100, 0.0, 0
+module.open_or_train(Path(sys.argv[1]), "ivf-pq", np.load(sys.argv[2], mmap_mode="r").view(np.ndarray))
+"""
+
+
+def test_a_killed_build_goes_on_and_gives_the_same_answers(tmp_path):
+    vectors = unit_vectors(20_000)
+    np.save(tmp_path / "vectors.npy", vectors)
+    folder = tmp_path / "index"
+    folder.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(tmp_path / "vectors.npy")])
+    try:
+        for _ in range(1200):
+            if any(file.name != "ivf-pq.checkpoint-0.faiss" for file in folder.glob("ivf-pq.checkpoint-*.faiss")):
+                break
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (folder / "ivf-pq.json").exists()
+    index, undisturbed = (open_or_train(where, "ivf-pq", vectors) for where in (folder, tmp_path / "undisturbed"))
+    assert np.array_equal(index.search(vectors[:50], 5)[1], undisturbed.search(vectors[:50], 5)[1])
+
+
+@pytest.mark.parametrize("harm", ["flipped bit", "no file", "record cut off", "other factory"])
+def test_a_checkpoint_that_is_not_what_was_written_is_not_used(harm, tmp_path, monkeypatch):
+    vectors = unit_vectors(1200)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            open_or_train(tmp_path, "pq", vectors)
+    file, record = tmp_path / "pq.checkpoint-300.faiss", tmp_path / "pq.checkpoint.json"
+    if harm == "flipped bit":
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif harm == "no file":
+        file.unlink()
+    elif harm == "record cut off":
+        record.write_text(record.read_text()[:20])
+    else:
+        record.write_text(record.read_text().replace("PQ2", "PQ4"))
+    trained = []
+    sample = module._sample
+    monkeypatch.setattr(module, "_sample", lambda *args: trained.append(1) or sample(*args))
+    assert open_or_train(tmp_path, "pq", vectors).ntotal == 1200
+    assert trained == [1]
+
+
+def test_vectors_of_a_mapped_file_are_the_same_through_a_mapping_of_their_own(tmp_path):
+    vectors = unit_vectors(500)
+    np.save(tmp_path / "vectors.npy", vectors)
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r").view(np.ndarray)
+    anew = module.mapped_anew(mapped)
+    assert np.array_equal(anew, vectors)
+    assert not np.shares_memory(anew, mapped)
+    assert module.mapped_anew(vectors) is vectors
+    assert np.array_equal(module.mapped_anew(mapped[100:200]), vectors[100:200])
+
+
+def test_verification_finds_a_changed_file_without_loading_it(tmp_path):
+    open_or_train(tmp_path, "ivf", unit_vectors(1000))
+    assert damaged_files(tmp_path, "ivf") == []
+    content = bytearray((tmp_path / "ivf.faiss").read_bytes())
+    content[100] ^= 1
+    (tmp_path / "ivf.faiss").write_bytes(content)
+    assert damaged_files(tmp_path, "ivf") == ["ivf.faiss has a wrong checksum"]
+    (tmp_path / "ivf.faiss").unlink()
+    assert damaged_files(tmp_path, "ivf") == ["ivf.faiss is missing"]
+    (tmp_path / "ivf.json").write_text("{")
+    assert damaged_files(tmp_path, "ivf")[0].startswith("ivf.json cannot be read")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from searchqa_retrievers import Corpus, RetrieverError
 from searchqa_retrievers import dense_index as module
 from searchqa_retrievers.bm25_index import DamagedIndexError
-from searchqa_retrievers.dense_index import BLOCK, DenseIndex, index_folder, open_or_build
+from searchqa_retrievers.dense_index import BLOCK, DenseIndex, damaged_blocks, index_folder, open_or_build
 
 faiss = pytest.importorskip("faiss", reason="dense search needs faiss-cpu")
 
@@ -281,3 +281,19 @@ def test_corpus_encoder_and_storage_have_folders_of_their_own(tmp_path):
     ]
     assert len(set(folders)) == 8
     assert index_folder(tmp_path, passages(3), NumberEncoder(), "float32") == folders[0]
+
+
+def test_verification_names_every_damaged_block(corpus, tmp_path):
+    folder = tmp_path / "index"
+    vectors = open_or_build(folder, corpus, NumberEncoder(), "float32")
+    assert damaged_blocks(folder) == []
+    offset = vectors.base.offset
+    content = bytearray((folder / "vectors.npy").read_bytes())
+    for row in (0, 2 * BLOCK + 1):
+        content[offset + row * vectors.itemsize * vectors.shape[1]] ^= 1
+    (folder / "vectors.npy").write_bytes(content)
+    assert damaged_blocks(folder) == [f"vectors.npy has a wrong checksum in the block from passage {start} on" for start in (0, 2 * BLOCK)]
+    os.truncate(folder / "vectors.npy", 5000)
+    assert len(damaged_blocks(folder)) == 1
+    (folder / "vectors.npy").unlink()
+    assert damaged_blocks(folder) == ["vectors.npy is missing"]
