@@ -302,7 +302,7 @@ class Http:
             process.counts.add("search/http_connection_failures")
             raise _TryFailed(f"{type(error).__name__}: {error}") from error
         process.counts.add("search/http_status_failures")
-        cause = f"status {reply.status}: {reply.content[:300].decode('utf-8', 'replace')}"
+        cause = f"status {reply.status}: {reply.content[:1_000].decode('utf-8', 'replace')}"
         if reply.status not in (408, 429) and reply.status < 500:
             raise RetrieverError(
                 f"{self.url} refused a request with {cause}. Check the address, the token, and that the server speaks "

@@ -155,18 +155,19 @@ class WorldSource:
         """The retriever ``{"name": ..., **settings}`` over the pages of the world that a request's ``filters`` name.
 
         One that asks somebody else, such as ``{"name": "http"}``, is made once for all worlds and told which of them; see :class:`WorldsElsewhere`.
+        A recording is asked as it was made: with the filters of the environment.
         """
-        from searchqa_retrievers.build import DEFAULT_CACHE_ENTRIES, build_retriever, searches_corpus
-        from searchqa_retrievers.cached import Cached
+        from searchqa_retrievers.build import build_retriever, searches_corpus, split_options, with_options
 
-        settings = dict(config)
-        entries = settings.pop("cache_entries", DEFAULT_CACHE_ENTRIES)
+        if config.get("name") == "replay":
+            return build_retriever(config, _no_corpus)
+        settings, common = split_options(config)
         retriever: Retriever
         if searches_corpus(settings):
             retriever = WorldRetriever(self, settings)
         else:
             retriever = WorldsElsewhere(self, build_retriever({**settings, "cache_entries": 0}, _no_corpus))
-        return Cached(retriever, entries) if entries else retriever
+        return with_options(retriever, common)
 
     def stamp(self) -> dict[str, Any]:
         """What decides the questions and pages; ``corpus_sha256`` hashes these settings, from which all pages follow."""
@@ -326,8 +327,8 @@ class WorldsElsewhere(Composition):
         return self.retriever.cache_key(request)
 
     def stamp(self) -> dict[str, Any]:
-        """The stamp of the inner retriever; what is searched is in the source's stamp."""
-        return stamp_of(self.retriever)
+        """The stamp of the inner retriever, and which worlds it is asked about."""
+        return {**stamp_of(self.retriever), "worlds": dict(self._scope)}
 
     def __repr__(self) -> str:
         return f"WorldsElsewhere({self.source!r}, {self.retriever!r})"
