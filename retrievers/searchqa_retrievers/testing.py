@@ -13,6 +13,9 @@ module does not.
 from __future__ import annotations
 
 import copy
+import json
+import pickle
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -26,6 +29,10 @@ SAME = "equal requests must have equal answers"
 BATCH = "an answer must not depend on the other requests of the call"
 COPY = "__deepcopy__ must return the object itself: Gymnasium copies environment specs"
 KEY = "cache_key must be hashable, equal for equal requests, and different for a different query or top_k"
+PICKLE = "a retriever that was pickled must come back and answer as before, by opening again what cannot be carried"
+THREADS = "a retriever must answer several threads at once as it answers one"
+STAMP = "stamp() must be a dict of plain values that JSON can hold, the same before and after a search and for each new retriever"
+COUNTERS = "counters() must be a dict of floats that never decrease"
 
 HOSTILE_QUERIES = (
     "",
@@ -46,6 +53,8 @@ class RetrieverContract(ABC):
     """What every retriever promises. Override ``queries`` with some that find something."""
 
     queries: ClassVar[Sequence[str]] = ("capital of France", "who wrote the novel", "river", "a query that matches little: zyzzyva")
+    picklable: ClassVar[bool] = True
+    """False where a retriever holds what cannot be pickled, such as a function without a name; environments in processes cannot use it then"""
 
     @abstractmethod
     def make_retriever(self) -> Retriever:
@@ -114,6 +123,75 @@ class RetrieverContract(ABC):
         requests = [self.request(query, top_k) for query in self.queries for top_k in (1, 2)]
         assert len({retriever.cache_key(request) for request in requests}) == len(requests), KEY
         assert all(retriever.cache_key(request) == retriever.cache_key(copy.copy(request)) for request in requests), KEY
+
+    def test_cache_keys_are_the_same_for_each_new_retriever(self) -> None:
+        """A cache that outlives the process depends on it."""
+        first, second = self.make_retriever(), self.make_retriever()
+        for request in map(self.request, self.queries):
+            assert first.cache_key(request) == second.cache_key(request), KEY
+
+    def test_a_request_given_several_times_is_answered_each_time(self) -> None:
+        retriever = self.make_retriever()
+        one, other = self.request(self.queries[0]), self.request(self.queries[1])
+        expected = [retriever.search([request])[0] for request in (one, other)]
+        answers = retriever.search([one, one, other, copy.copy(one), other])
+        assert answers == [expected[0], expected[0], expected[1], expected[0], expected[1]], BATCH
+        assert len({id(hits) for hits in answers}) == len(answers), SAME
+
+    def test_pickled_it_answers_as_before(self) -> None:
+        if not self.picklable:
+            return
+        retriever = self.make_retriever()
+        requests = [self.request(query) for query in self.queries]
+        expected = retriever.search(requests)
+        again = pickle.loads(pickle.dumps(retriever))
+        assert again.search(requests) == expected, PICKLE
+        assert [again.cache_key(request) for request in requests] == [retriever.cache_key(request) for request in requests], PICKLE
+
+    def test_threads_that_share_it_get_the_same_answers(self) -> None:
+        retriever = self.make_retriever()
+        requests = [self.request(query, top_k) for query in self.queries for top_k in (1, 3)]
+        expected = [retriever.search([request])[0] for request in requests]
+        shared = self.make_retriever()
+        answers: dict[int, list[list[Hit]]] = {}
+        barrier = threading.Barrier(4)
+
+        def search(number: int) -> None:
+            turned = requests[number:] + requests[:number]
+            barrier.wait()
+            found = [hits for request in turned for hits in shared.search([request])]
+            answers[number] = found[-number:] + found[:-number] if number else found
+
+        threads = [threading.Thread(target=search, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == dict.fromkeys(range(4), expected), THREADS
+
+    def test_the_stamp_is_of_plain_values_and_stays(self) -> None:
+        retriever = self.make_retriever()
+        stamp = getattr(retriever, "stamp", None)
+        if stamp is None:
+            return
+        first = stamp()
+        assert isinstance(first, dict), STAMP
+        assert json.loads(json.dumps(first)) == first, STAMP
+        retriever.search([self.request(query) for query in self.queries])
+        assert stamp() == first == self.make_retriever().stamp(), STAMP  # type: ignore[attr-defined] # it had one
+
+    def test_counters_are_sums(self) -> None:
+        retriever = self.make_retriever()
+        counters = getattr(retriever, "counters", None)
+        if counters is None:
+            return
+        before = counters()
+        retriever.search([self.request(query) for query in self.queries])
+        after = counters()
+        for counted in (before, after):
+            assert type(counted) is dict, COUNTERS
+            assert all(type(key) is str and type(value) is float for key, value in counted.items()), COUNTERS
+        assert all(after.get(key, -1.0) >= value for key, value in before.items()), COUNTERS
 
     def test_hostile_queries_have_answers(self) -> None:
         retriever = self.make_retriever()
