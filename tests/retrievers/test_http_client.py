@@ -219,7 +219,13 @@ def scripted(monkeypatch):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def do_GET(self):
+                assert self.path == "/stamp"
+                self.answer(None)
+
+            def answer(self, body):
                 seen.append(body)
                 self.stop = stop
                 content = script(next(numbers), body, self)
@@ -332,15 +338,189 @@ def test_the_deadline_ends_a_call_whatever_the_server_does(scripted):
     patient.close()
 
 
-def test_retry_after_is_honoured_within_the_deadline(scripted):
-    def script(number, body, handler):
-        times.append(time.monotonic())
-        return handler.reply(503, b"", Retry_After="1") if number == 0 else passages(body["queries"])
+@pytest.fixture
+def pauses(monkeypatch):
+    """How long the client paused between tries, without the time."""
+    paused = []
 
-    times = []
-    client, _ = scripted(script)
+    async def sleep(seconds):
+        paused.append(seconds)
+
+    monkeypatch.setattr(module, "_sleep", sleep)
+    return paused
+
+
+def test_retry_after_is_honoured_within_the_deadline(scripted, pauses):
+    client, _ = scripted(
+        lambda number, body, handler: handler.reply(503, b"", Retry_After="7") if number == 0 else passages(body["queries"])
+    )
     assert ask(client, "a") == [["a"]]
-    assert times[1] - times[0] >= 1.0  # not sooner than the server asked
+    assert pauses == [7.0]
+
+
+def test_pauses_double_and_are_shortened_at_random_by_up_to_a_half(scripted, pauses, monkeypatch):
+    monkeypatch.setattr(module, "FIRST_PAUSE", 1.0)
+    client, _ = scripted(lambda number, body, handler: handler.reply(500, b""))
+    client.retries = 4
+    for _ in range(3):
+        with pytest.raises(RetrieverUnavailable):
+            ask(client, "a")
+    for number, longest in enumerate([1.0, 2.0, 4.0, 5.0]):
+        assert all(longest / 2 <= pause <= longest for pause in pauses[number::4])
+    assert len(set(pauses)) == 12
+
+
+# -- hedging, counters, stamp ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_try_is_sent_a_second_time_and_the_first_usable_answer_counts(scripted):
+    client, seen = scripted(lambda number, body, handler: slow(handler) if number == 0 else passages(body["queries"]))
+    client.hedge_after = 0.05
+    assert ask(client, "a") == [["a"]]
+    assert seen == [{"queries": ["a"], "topk": 1, "return_scores": True}] * 2
+    counted = client.counters()
+    assert (counted["search/http_tries"], counted["search/http_hedges"], counted["search/http_retries"]) == (2, 1, 0)
+
+
+def test_a_quick_answer_is_not_asked_for_twice(scripted):
+    client, seen = scripted(lambda number, body, handler: passages(body["queries"]))
+    client.hedge_after = 5.0
+    assert ask(client, "a") == [["a"]]
+    assert len(seen) == 1
+    assert client.counters()["search/http_hedges"] == 0
+
+
+def test_without_hedging_a_slow_try_is_waited_for(scripted):
+    client, seen = scripted(lambda number, body, handler: handler.stop.wait(0.3) or passages(body["queries"]))
+    assert ask(client, "a") == [["a"]]
+    assert len(seen) == 1
+
+
+def test_a_second_request_that_fails_leaves_the_first_its_time(scripted):
+    def script(number, body, handler):
+        if number == 1:
+            failed.set()
+            return handler.reply(500, b"")
+        assert failed.wait(10)
+        handler.stop.wait(0.1)
+        return passages(body["queries"])
+
+    failed = threading.Event()
+    client, seen = scripted(script)
+    client.hedge_after = 0.05
+    assert ask(client, "a") == [["a"]]
+    assert len(seen) == 2
+    assert client.counters()["search/http_retries"] == 0
+
+
+def test_a_try_has_failed_when_both_its_requests_have(scripted):
+    client, seen = scripted(lambda number, body, handler: slow(handler) if number % 2 == 0 else handler.reply(500, b""))
+    client.hedge_after, client.timeout, client.retries = 0.05, 0.4, 1
+    with pytest.raises(RetrieverUnavailable, match=r"2 tries: no answer in 0\.4 s"):
+        ask(client, "a")
+    assert len(seen) == 4
+    counted = client.counters()
+    assert (counted["search/http_hedges"], counted["search/http_timeouts"], counted["search/http_status_failures"]) == (2, 2, 2)
+
+
+def test_hedging_never_takes_more_connections_than_there_are(scripted, monkeypatch):
+    under_way, most = [], []
+    send = module._send
+
+    async def watched(*words):
+        under_way.append(words)
+        most.append(len(under_way))
+        try:
+            return await send(*words)
+        finally:
+            under_way.pop()
+
+    monkeypatch.setattr(module, "CONNECTIONS", 3)
+    monkeypatch.setattr(module, "_send", watched)
+    client, _ = scripted(lambda number, body, handler: handler.stop.wait(0.15) or passages(body["queries"]))
+    client.hedge_after = 0.01
+    with ThreadPoolExecutor(7) as pool:
+        assert list(pool.map(lambda number: ask(client, f"q{number}"), range(7))) == [[[f"q{number}"]] for number in range(7)]
+    assert client.counters()["search/http_hedges"] >= 1
+    assert max(most) == 3
+
+
+def test_the_deadline_holds_with_hedging(scripted):
+    client, _ = scripted(lambda number, body, handler: slow(handler))
+    patient = Http(client.url, "search-r1", timeout=60.0, deadline=0.3, hedge_after=0.05)
+    with pytest.raises(RetrieverUnavailable, match=r"deadline of 0\.3 s"):
+        ask(patient, "a")
+    patient.close()
+
+
+KINDS = {
+    "500": "status_failures",
+    "truncated": "connection_failures",
+    "slow": "timeouts",
+    "hanging up": "connection_failures",
+    "no JSON": "format_failures",
+    "too few answers": "format_failures",
+}
+
+
+@pytest.mark.parametrize("failure", KINDS)
+def test_failures_are_counted_by_kind(scripted, failure):
+    client, _ = scripted(lambda number, body, handler: FAILURES[failure](handler) if number < 2 else passages(body["queries"]))
+    if failure == "slow":
+        client.timeout = 0.3
+    assert client.counters() == dict.fromkeys(module.COUNTERS, 0.0)
+    assert ask(client, "a") == [["a"]]
+    assert ask(client, "b") == [["b"]]
+    expected = {"http_calls": 2.0, "http_tries": 4.0, "http_retries": 2.0, f"http_{KINDS[failure]}": 2.0}
+    assert client.counters() == dict.fromkeys(module.COUNTERS, 0.0) | {f"search/{name}": value for name, value in expected.items()}
+
+
+def test_refusals_of_the_breaker_are_counted_and_a_copy_begins_anew(scripted):
+    client, _ = scripted(lambda number, body, handler: handler.reply(500, b""))
+    client.retries = 0
+    for _ in range(module.BREAK_AFTER + 2):
+        with pytest.raises(RetrieverUnavailable):
+            ask(client, "a")
+    counted = client.counters()
+    assert (counted["search/http_calls"], counted["search/http_breaker_refusals"]) == (module.BREAK_AFTER + 2, 2)
+    client.close()
+    assert client.counters() == counted
+    assert pickle.loads(pickle.dumps(client)).counters() == dict.fromkeys(module.COUNTERS, 0.0)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_stamp_has_that_of_the_retriever_behind_the_server(http, format):
+    assert http(format).stamp()["server"] == BM25Retriever(CORPUS).stamp()
+    assert http(format).stamp()["server"]["corpus_sha256"] == CORPUS.sha256
+
+
+FOREIGN = {
+    "no such path": lambda handler: handler.reply(404, b""),
+    "no such method": lambda handler: handler.reply(405, b""),
+    "its own page": lambda handler: handler.reply(200, b"<html>Welcome</html>"),
+    "other JSON": lambda handler: handler.reply(200, b'{"detail": "ok"}'),
+    "no object": lambda handler: handler.reply(200, b"[1]"),
+    "a stamp that is none": lambda handler: handler.reply(200, b'{"stamp": "v1"}'),
+    "an error": lambda handler: handler.reply(500, b"boom"),
+}
+
+
+@pytest.mark.parametrize("said", FOREIGN)
+def test_a_server_that_does_not_tell_what_it_is_has_no_stamp_and_is_asked_once(scripted, said):
+    client, seen = scripted(lambda number, body, handler: FOREIGN[said](handler))
+    for _ in range(3):
+        assert client.stamp() == {"retriever": "http", "format": "search-r1", "url": client.url, "server": None}
+    assert seen == [None]
+
+
+@pytest.mark.parametrize("failure", ["503", "slow", "hanging up"])
+def test_a_stamp_of_a_server_that_cannot_be_reached_is_bounded_and_asked_for_again(scripted, failure, monkeypatch):
+    monkeypatch.setattr(module, "STAMP_SECONDS", 0.3)
+    failures = FAILURES | {"503": lambda handler: handler.reply(503, b"")}
+    client, seen = scripted(lambda number, body, handler: failures[failure](handler) if number == 0 else b'{"stamp": {"retriever": "x"}}')
+    assert client.stamp()["server"] is None
+    assert client.stamp()["server"] == client.stamp()["server"] == {"retriever": "x"}
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize("retry_after", ["3600", "Wed, 01 Jan 2200 00:00:00 GMT"])
@@ -487,6 +667,9 @@ def test_what_is_no_address_is_refused(url):
         ({"timeout": 0}, "timeout > 0"),
         ({"deadline": float("inf")}, "finite"),
         ({"retries": -1}, "retries >= 0"),
+        ({"hedge_after": -0.1}, "hedge_after must be"),
+        ({"hedge_after": float("nan")}, "hedge_after must be"),
+        ({"format": "zerosearch", "require_scores": True}, "have no scores"),
         ({"token": ""}, "token must be"),
         ({"token": "a\r\nHost: b"}, "token must be"),
     ],

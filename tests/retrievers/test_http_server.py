@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -170,13 +171,15 @@ def test_searches_that_wait_go_in_one_call_and_each_gets_its_own_answer():
 def test_a_full_queue_turns_searches_away():
     retriever = Slow()
     with running(retriever, limits=Limits(waiting=1)) as client, ThreadPoolExecutor(2) as pool:
-        under_way = pool.submit(client.post, "/queries", json={"queries": ["a"]})
-        until(lambda: retriever.calls)
-        waiting = pool.submit(client.post, "/queries", json={"queries": ["b"]})
-        until(lambda: "searchqa_searches_waiting 1" in client.get("/metrics").text)
-        turned_away = client.post("/queries", json={"queries": ["c"]})
-        assert (turned_away.status_code, turned_away.headers["retry-after"]) == (503, "1")
-        retriever.go.set()
+        try:
+            under_way = pool.submit(client.post, "/queries", json={"queries": ["a"]})
+            until(lambda: retriever.calls)
+            waiting = pool.submit(client.post, "/queries", json={"queries": ["b"]})
+            until(lambda: "searchqa_searches_waiting 1" in client.get("/metrics").text)
+            turned_away = client.post("/queries", json={"queries": ["c"]}, timeout=5)
+            assert (turned_away.status_code, turned_away.headers["retry-after"]) == (503, "1")
+        finally:
+            retriever.go.set()
         assert under_way.result().status_code == waiting.result().status_code == 200
 
 
@@ -239,6 +242,53 @@ def test_a_lost_back_end_is_503_until_it_is_back():
         assert client.post("/queries", json={"queries": ["a"]}).status_code == 200
 
 
+def test_the_stamp_is_that_of_the_retriever(client):
+    stamp = BM25Retriever(CORPUS).stamp()
+    assert client.get("/stamp").json() == {"stamp": stamp}
+    assert stamp["corpus_sha256"] == CORPUS.sha256
+
+
+def test_a_retriever_without_a_stamp_has_its_name_and_one_that_cannot_be_written_is_an_error_of_the_server():
+    class Odd:
+        def search(self, requests):
+            return [[] for _ in requests]
+
+        def cache_key(self, request):
+            return request.query
+
+    odd = Odd()
+    with running(odd) as client:
+        assert client.get("/stamp").json() == {"stamp": {"retriever": "Odd"}}
+        odd.stamp = lambda: {"retriever": odd}
+        reply = client.get("/stamp")
+        assert (reply.status_code, set(reply.json())) == (500, {"error"})
+        assert client.post("/queries", json={"queries": ["a"]}).status_code == 200
+
+
+def test_a_retriever_that_demands_filters_is_ready_when_a_search_with_them_has_an_answer():
+    class Scoped:
+        def search(self, requests):
+            if any(request.filters != {"world": "0"} for request in requests):
+                raise RetrieverError("which world?")
+            return [[] for _ in requests]
+
+        def cache_key(self, request):
+            return request.query
+
+    with running(Scoped()) as client:
+        assert client.get("/ready").status_code == 503
+    with running(Scoped(), ready_filters={"world": "0"}) as client:
+        assert client.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize("library", ["uvicorn", "starlette"])
+def test_a_missing_library_is_an_error_that_names_the_extra(library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    for start in (create_app, serve):
+        with pytest.raises(RetrieverError, match=rf"needs {library}; pip install 'searchqa-gym\[serve\]'"):
+            start(BM25Retriever(CORPUS))
+
+
 def test_an_answer_of_the_wrong_length_or_without_json_is_an_error_of_the_server():
     class Odd:
         answers = ()
@@ -259,7 +309,14 @@ def test_an_answer_of_the_wrong_length_or_without_json_is_an_error_of_the_server
 def test_a_token_is_demanded_everywhere_but_for_health():
     with running(BM25Retriever(CORPUS), token="secret") as client:
         right, wrong = {"Authorization": "Bearer secret"}, {"Authorization": "Bearer secre\u00e9".encode("latin-1")}
-        for method, path in (("POST", "/search"), ("POST", "/retrieve"), ("POST", "/queries"), ("GET", "/ready"), ("GET", "/metrics")):
+        for method, path in (
+            ("POST", "/search"),
+            ("POST", "/retrieve"),
+            ("POST", "/queries"),
+            ("GET", "/ready"),
+            ("GET", "/stamp"),
+            ("GET", "/metrics"),
+        ):
             for headers in ({}, wrong):
                 reply = client.request(method, path, headers=headers, content=b'{"requests": []}')
                 assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
