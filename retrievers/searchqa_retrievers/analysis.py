@@ -64,10 +64,11 @@ class Analyzer:
         self.stemmer = stemmer
         self._stem_words = _load_stemmer(stemmer)
         self._stem_lock = threading.Lock()
+        self._memo = _StemMemo(self)
 
     def terms(self, text: str) -> list[str]:
         """The terms of a text, in order, repetitions kept."""
-        return self._stem([word for word in _split(text) if not self._is_dropped(word)])
+        return [term for term in map(self._memo.__getitem__, _split(text)) if term is not None]
 
     def analyze_corpus(self, texts: Iterable[str], advance: Callable[[], object] | None = None) -> AnalyzedCorpus:
         """The terms of all texts, numbered by first appearance; ``advance`` is called after each text."""
@@ -90,9 +91,11 @@ class Analyzer:
         offsets = np.frombuffer(ends, dtype=np.int64)
         counts = offsets[1:] - offsets[:-1]
         flat = term_of_word[np.frombuffer(words, dtype=np.int32)]
+        del words  # memory that a large corpus needs below
         documents = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         kept = flat >= 0
-        flat, documents = flat[kept], documents[kept]
+        documents = documents[kept]
+        flat = flat[kept]
         return AnalyzedCorpus(list(term_numbers), flat, documents, np.bincount(documents, minlength=len(counts)).astype(np.int64))
 
     def query_analyzer(self, vocabulary: dict[str, int]) -> Callable[[str], list[int]]:
@@ -130,6 +133,22 @@ class _Numbering(dict[str, int]):
     def __missing__(self, key: str) -> int:
         number = self[key] = len(self)
         return number
+
+
+class _StemMemo(dict[str, str | None]):
+    """From a word to its term, or None for one that is dropped; bounded."""
+
+    def __init__(self, analyzer: Analyzer) -> None:
+        super().__init__()
+        self._analyzer = analyzer
+
+    def __missing__(self, word: str) -> str | None:
+        term = None if self._analyzer._is_dropped(word) else self._analyzer._stem([word])[0]
+        if len(word) <= _MEMO_WORD_LENGTH:
+            if len(self) >= _MEMO_ENTRIES:
+                self.clear()
+            self[word] = term
+        return term
 
 
 class _WordMemo(dict[str, int]):

@@ -7,12 +7,12 @@ from array import array
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from searchqa_retrievers.analysis import Analyzer
+from searchqa_retrievers.analysis import ANALYZER_VERSION, Analyzer
 from searchqa_retrievers.bm25_index import METHODS, BM25Index, build_index, index_key, open_or_build
 from searchqa_retrievers.checks import check_request
 from searchqa_retrievers.corpus import Corpus
@@ -33,6 +33,32 @@ SMALL_CORPUS = 5_000
 # Up to this many hits are quicker found one after another than by sorting.
 _FEW = 10
 _DENSE_SHARE = 8
+
+
+class BM25Settings(NamedTuple):
+    """What a score depends on, besides the corpus."""
+
+    k1: float
+    b: float
+    method: str
+    stopwords: str | tuple[str, ...] | None
+    stemmer: str | None
+
+    @classmethod
+    def checked(cls, k1: float, b: float, method: str, stopwords: str | Sequence[str] | None, stemmer: str | None) -> BM25Settings:
+        """Raise :class:`RetrieverError` for a setting that is out of its range."""
+        if not 0 <= k1 < float("inf"):
+            raise RetrieverError(f"k1 must be a finite number of at least 0, got {k1!r}")
+        if not 0 <= b <= 1:
+            raise RetrieverError(f"b must be between 0 and 1, got {b!r}")
+        if method not in METHODS:
+            raise RetrieverError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        words = stopwords if stopwords is None or isinstance(stopwords, str) else tuple(stopwords)
+        return cls(float(k1), float(b), method, words, stemmer)
+
+    def stamp(self) -> dict[str, Any]:
+        analyzer = {"version": ANALYZER_VERSION, "stopwords": self.stopwords, "stemmer": self.stemmer}
+        return {"k1": self.k1, "b": self.b, "method": self.method, "analyzer": analyzer}
 
 
 class BM25Retriever:
@@ -80,22 +106,9 @@ class BM25Retriever:
         cache_dir: str | Path | None = None,
         show_progress: bool = True,
     ) -> None:
-        if not 0 <= k1 < float("inf"):
-            raise RetrieverError(f"k1 must be a finite number of at least 0, got {k1!r}")
-        if not 0 <= b <= 1:
-            raise RetrieverError(f"b must be between 0 and 1, got {b!r}")
-        if method not in METHODS:
-            raise RetrieverError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        self._settings = BM25Settings.checked(k1, b, method, stopwords, stemmer)
         self.corpus = corpus
-        self._arguments: dict[str, Any] = {
-            "k1": float(k1),
-            "b": float(b),
-            "method": method,
-            "stopwords": stopwords if stopwords is None or isinstance(stopwords, str) else tuple(stopwords),
-            "stemmer": stemmer,
-            "cache_dir": cache_dir,
-            "show_progress": show_progress,
-        }
+        self._places = {"cache_dir": cache_dir, "show_progress": show_progress}
         analyzer = Analyzer(stopwords, stemmer)
         scoring: dict[str, Any] = {"k1": float(k1), "b": float(b), "method": method}
 
@@ -142,17 +155,22 @@ class BM25Retriever:
 
     def stamp(self) -> dict[str, Any]:
         """The settings that a result depends on, for the record of a run."""
-        settings = {key: self._arguments[key] for key in ("k1", "b", "method", "stopwords", "stemmer")}
-        return {"retriever": self.name, **settings, "corpus_sha256": self.corpus.sha256, "passages": len(self.corpus)}
+        return {
+            "retriever": self.name,
+            "backend": "memory",
+            **self._settings.stamp(),
+            "corpus_sha256": self.corpus.sha256,
+            "passages": len(self.corpus),
+        }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BM25Retriever:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self.corpus, self._arguments)
+        return _restore, (self.corpus, {**self._settings._asdict(), **self._places})
 
     def __repr__(self) -> str:
-        return f"BM25Retriever({self.corpus!r}, k1={self._arguments['k1']}, b={self._arguments['b']})"
+        return f"BM25Retriever({self.corpus!r}, k1={self._settings.k1}, b={self._settings.b})"
 
     def _rank_small(self, queries: list[list[int]], top_k: int) -> list[tuple[list[int], list[float]]]:
         """The best passages (positions, scores) of each query, by NumPy alone."""

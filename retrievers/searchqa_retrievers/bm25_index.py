@@ -7,10 +7,7 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 import sys
-import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +18,18 @@ import numpy.typing as npt
 
 from searchqa_retrievers.analysis import ANALYZER_VERSION, Analyzer
 from searchqa_retrievers.corpus import Corpus
-from searchqa_retrievers.types import RetrieverError
+from searchqa_retrievers.needs import Needs
+from searchqa_retrievers.stored_folder import DamagedIndexError as DamagedIndexError
+from searchqa_retrievers.stored_folder import open_or_write, read_meta
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METHODS = ("lucene", "robertson", "atire")
 _CHUNK = 1 << 22
 _ARRAYS = ("data", "indices", "indptr")
 _PROGRESS_PASSAGES = 50_000
-
-
-class DamagedIndexError(RetrieverError):
-    """The files of a stored index are not what was written; the index must be built again."""
+_BASE_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,34 +54,40 @@ def build_index(corpus: Corpus, analyzer: Analyzer, *, k1: float, b: float, meth
     negative) and ``atire``. As in bm25s, the factor (k1 + 1) is left out of the first two.
     """
     n = len(corpus)
-    with _progress(n, show_progress) as advance:
+    with progress_bar(n, show_progress) as advance:
         analyzed = analyzer.analyze_corpus(map(corpus.contents, range(n)), advance)
-    num_terms = len(analyzed.terms)
+    vocabulary, all_lengths = analyzed.terms, analyzed.lengths
     # Sorting (term, passage) pairs groups equal ones, whose count is the term frequency, and puts them into posting order at once.
     pairs = analyzed.flat.astype(np.int64)
     pairs *= max(n, 1)
     pairs += analyzed.documents
+    del analyzed  # here and below: what is not held any more is most of the memory that a build would take
     pairs.sort()
-    starts = np.flatnonzero(np.diff(pairs, prepend=-1))
-    frequencies = np.diff(starts, append=len(pairs)).astype(np.float32)
-    terms, indices = np.divmod(pairs[starts], max(n, 1))
-    indices = indices.astype(np.int32)
-    document_frequencies = np.bincount(terms, minlength=num_terms)
-    indptr = np.zeros(num_terms + 1, dtype=np.int64)
-    np.cumsum(document_frequencies, out=indptr[1:])
-    idf = _idf(document_frequencies, n, method)
+    is_first = np.ones(len(pairs), dtype=bool)
+    np.not_equal(pairs[1:], pairs[:-1], out=is_first[1:])
+    starts = np.flatnonzero(is_first)
+    del is_first
+    frequencies = np.empty(len(starts), dtype=np.float32)
+    terms, indices = np.empty(len(starts), dtype=np.int32), np.empty(len(starts), dtype=np.int32)
+    for start in range(0, len(starts), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        frequencies[part] = np.diff(starts[start : start + _CHUNK + 1], append=len(pairs))[: len(frequencies[part])]
+        terms[part], indices[part] = np.divmod(pairs[starts[part]], max(n, 1))
+    del pairs, starts
+    indptr = np.searchsorted(terms, np.arange(len(vocabulary) + 1, dtype=np.int32))
+    idf = inverse_document_frequencies(np.diff(indptr), n, method)
     data = np.empty(len(indices), dtype=np.float32)
-    average_length = analyzed.lengths.mean() if n else np.float64(0)
+    average_length = all_lengths.mean() if n else np.float64(0)
     for start in range(0, len(data), _CHUNK):
         part = slice(start, start + _CHUNK)
-        lengths = analyzed.lengths[indices[part]]
-        data[part] = idf[terms[part]] * _term_weight(frequencies[part], lengths, average_length, k1, b, method)
+        lengths = all_lengths[indices[part]]
+        data[part] = idf[terms[part]] * term_weights(frequencies[part], lengths, average_length, k1, b, method)
     for values in (data, indices, indptr):
         values.flags.writeable = False
-    return BM25Index(data, indices, indptr, {term: number for number, term in enumerate(analyzed.terms)}, n)
+    return BM25Index(data, indices, indptr, {term: number for number, term in enumerate(vocabulary)}, n)
 
 
-def _idf(document_frequencies: npt.NDArray[np.int64], n: int, method: str) -> npt.NDArray[np.float32]:
+def inverse_document_frequencies(document_frequencies: npt.NDArray[np.int64], n: int, method: str) -> npt.NDArray[np.float32]:
     """float32[V]; by ``math.log`` and not ``np.log``, whose last bit can differ."""
     values, inverse = np.unique(document_frequencies, return_inverse=True)
     if method == "lucene":
@@ -97,7 +99,7 @@ def _idf(document_frequencies: npt.NDArray[np.int64], n: int, method: str) -> np
     return np.array(scores, dtype=np.float32)[inverse]
 
 
-def _term_weight(
+def term_weights(
     tf: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64], average_length: np.float64, k1: float, b: float, method: str
 ) -> npt.NDArray[np.float64]:
     """float64[P]; the order of the operations is that of bm25s, so that every rounding is the same."""
@@ -107,6 +109,18 @@ def _term_weight(
     else:
         weight = tf / (k1 * ((1 - b) + b * lengths / average_length) + tf)
     return weight
+
+
+def estimate(passages: int, mean_terms: float) -> Needs:
+    """Needs of the index in memory for passages of ``mean_terms`` terms (without stop words), apart from those of the corpus.
+
+    From ``tests/benchmarks/bench_bm25_memory.py`` with made-up passages of 100 words, of which 64 are terms: 9.7 bytes of disk a term
+    with 100,000 passages, 8.3 with 1,000,000; PEAK to build.
+    While searching, the postings are memory-mapped and the vocabulary is in memory.
+    """
+    terms = passages * mean_terms
+    disk = int(5_000_000 + 9 * terms)
+    return Needs(disk, int(_BASE_BYTES + 13 * terms + 4 * passages), int(_BASE_BYTES + 38 * terms))
 
 
 def index_key(corpus: Corpus, settings: dict[str, Any]) -> str:
@@ -131,28 +145,20 @@ def open_or_build(folder: Path, build: Callable[[], BM25Index]) -> BM25Index:
     """The index stored in ``folder``; where there is none, build and store it, once among all processes that ask.
 
     A damaged index is built again, and where nothing can be stored (read-only or full disk) the index stays in memory; both are
-    logged as warnings. The folder appears only when it is complete: it is written elsewhere and renamed.
+    logged as warnings.
     """
-    import filelock
+    built: list[BM25Index] = []
 
-    built: BM25Index | None = None
+    def write(part: Path) -> dict[str, Any]:
+        index = build()
+        built.append(index)
+        for name in _ARRAYS:
+            np.save(part / f"{name}.npy", getattr(index, name))
+        (part / "terms.txt").write_bytes("\n".join(index.vocabulary).encode())
+        return {"num_passages": index.num_passages}
+
     try:
-        if folder.is_dir():
-            with contextlib.suppress(DamagedIndexError):
-                return _load(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder.with_name(folder.name + ".lock")):
-            if folder.is_dir():  # another process may have built it while this one waited
-                try:
-                    return _load(folder)
-                except DamagedIndexError as error:
-                    logger.warning("the stored BM25 index %s is damaged (%s); building it again", folder, error)
-                    shutil.rmtree(folder)
-            for leftover in folder.parent.glob(f"{folder.name}.part-*"):  # of a build that was killed
-                shutil.rmtree(leftover)
-            built = build()
-            _store(built, folder)
-            return _load(folder)
+        return open_or_write(folder, write, _load, "BM25 index")
     except (OSError, NotImplementedError, DamagedIndexError) as error:  # filelock: NotImplementedError where the file system has no locks
         logger.warning(
             "the BM25 index cannot be stored in %s (%s); it stays in memory and will be built again next time; "
@@ -160,30 +166,12 @@ def open_or_build(folder: Path, build: Callable[[], BM25Index]) -> BM25Index:
             folder,
             error,
         )
-    return build() if built is None else built
-
-
-def _store(index: BM25Index, folder: Path) -> None:
-    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
-    try:
-        for name in _ARRAYS:
-            np.save(part / f"{name}.npy", getattr(index, name))
-        (part / "terms.txt").write_bytes("\n".join(index.vocabulary).encode())
-        checksums = {file.name: _checksum(file) for file in part.iterdir()}
-        meta = {"num_passages": index.num_passages, "num_terms": len(index.vocabulary), "checksums": checksums}
-        (part / "meta.json").write_text(json.dumps(meta, indent=1))
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    return built[0] if built else build()
 
 
 def _load(folder: Path) -> BM25Index:
+    meta = read_meta(folder)
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
-        for name in (*(f"{array}.npy" for array in _ARRAYS), "terms.txt"):
-            if _checksum(folder / name) != meta["checksums"][name]:
-                raise DamagedIndexError(f"{name} has a wrong checksum")
         # A plain view: np.memmap's own indexing is slower, and the mapping lives as long as the view.
         data, indices, indptr = (np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _ARRAYS)
         blob = (folder / "terms.txt").read_bytes().decode()
@@ -193,17 +181,8 @@ def _load(folder: Path) -> BM25Index:
         raise DamagedIndexError(f"{type(error).__name__}: {error}") from error
 
 
-def _checksum(file: Path) -> int:
-    """CRC-32 of a file; without it a flipped bit in ``indices`` would make the search write outside its memory."""
-    value = 0
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            value = zlib.crc32(chunk, value)
-    return value
-
-
 @contextlib.contextmanager
-def _progress(total: int, wanted: bool) -> Iterator[Callable[[], object] | None]:
+def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[], object] | None]:
     """A bar on stderr where a person looks at it and the wait is worth one, else None."""
     if not (wanted and total >= _PROGRESS_PASSAGES and sys.stderr.isatty()):
         yield None

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchqa_retrievers import BM25Retriever, Corpus, RetrieverError, SearchRequest
+from searchqa_retrievers.analysis import ANALYZER_VERSION
 from searchqa_retrievers.testing import RetrieverContract
 
 VOCABULARY = ["river", "rivers", "city", "naïve", "mountain", "lake", "the", "of", "who", "2001", "alpha", "beta", "gamma", "delta"]
@@ -203,11 +204,11 @@ def test_stamp_has_what_a_result_depends_on():
     corpus = Corpus.from_passages([("1", "River", "")])
     assert BM25Retriever(corpus, k1=0.9, b=0.4).stamp() == {
         "retriever": "bm25",
+        "backend": "memory",
         "k1": 0.9,
         "b": 0.4,
         "method": "lucene",
-        "stopwords": "en",
-        "stemmer": "english",
+        "analyzer": {"version": ANALYZER_VERSION, "stopwords": "en", "stemmer": "english"},
         "corpus_sha256": corpus.sha256,
         "passages": 1,
     }

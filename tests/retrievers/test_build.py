@@ -31,6 +31,18 @@ def test_options_reach_the_retriever():
     assert build_retriever({"name": "none", "cache_entries": 12}, CORPUS).max_entries == 12
 
 
+def test_the_number_of_passages_chooses_where_the_index_lies_unless_told(tmp_path, monkeypatch):
+    bm25 = {"name": "bm25", "cache_entries": 0, "cache_dir": str(tmp_path)}
+    assert build_retriever(bm25, CORPUS).stamp()["backend"] == "memory"
+    assert build_retriever({**bm25, "backend": "disk", "rescore_factor": 5}, CORPUS).stamp()["rescore_factor"] == 5
+    monkeypatch.setattr("searchqa_retrievers.sparse.MEMORY_PASSAGES", 1)
+    large = build_retriever(bm25, CORPUS)
+    assert large.stamp()["backend"] == "disk"
+    small = build_retriever({**bm25, "backend": "memory"}, CORPUS)
+    assert small.stamp()["backend"] == "memory"
+    assert large.search([SearchRequest("river", 2)]) == small.search([SearchRequest("river", 2)])
+
+
 def test_an_object_is_returned_as_it_is():
     retriever = NoRetriever()
     assert build_retriever(retriever, CORPUS) is retriever
@@ -66,6 +78,8 @@ def test_a_wrong_option_is_told_before_the_corpus_is_read():
         ({"name": "none", "k1": 1.0}, "no option k1"),
         ({"name": "bm25", "corpus": 1}, "no option corpus"),
         ({"name": "bm25", "preset": "lucene"}, "bm25s, search-r1.*'lucene'"),
+        ({"name": "bm25", "backend": "tape"}, "auto, memory, disk.*'tape'"),
+        ({"name": "bm25", "backend": "disk", "rescore_factor": 0}, "rescore_factor.*0"),
         ({"name": "bm25", "cache_entries": -1}, "cache_entries.*-1"),
         ({"name": "bm25", "cache_entries": "many"}, "cache_entries.*'many'"),
         ({"name": "bm25", "price": -1}, "price.*-1"),

@@ -179,7 +179,7 @@ def test_a_damaged_passage_is_never_returned(tmp_path):
     rows.write_bytes(rows.read_bytes().replace(b"Berlin", b"Bermin"))
     damaged = open_corpus(path, stored=True, cache_dir=tmp_path / "cache")
     assert damaged.by_id("a") == PASSAGES[1]
-    with pytest.raises(CorpusError, match="'b'.*damaged; delete that folder"):
+    with pytest.raises(CorpusError, match=r"'b'.*damaged; delete that folder"):
         damaged.by_id("b")
 
 
@@ -201,7 +201,7 @@ def test_no_room_and_no_writable_folder_are_errors_that_name_the_ways_out(tmp_pa
     path = write(tmp_path / "c.jsonl", PASSAGES)
     blocked = tmp_path / "file"
     blocked.write_text("a file where the folder should be")
-    with pytest.raises(CorpusError, match="SEARCHQA_CACHE.*stored=False"):
+    with pytest.raises(CorpusError, match=r"SEARCHQA_CACHE.*stored=False"):
         open_corpus(path, stored=True, cache_dir=blocked)
     usage = type("Usage", (), {"free": 10})()
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
