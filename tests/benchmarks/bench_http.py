@@ -244,8 +244,8 @@ class Calls(NamedTuple):
     counters: dict[str, float]
 
 
-def client(url: str, threads: int, seconds: float, expected: dict[str, list[Hit]], retries: int, seed: int, results: Any) -> None:
-    """Ask for some seconds with so many threads, which share one :class:`Http`; put :class:`Calls` into ``results``."""
+def ask_on(url: str, threads: int, seconds: float, expected: dict[str, list[Hit]], retries: int, seed: int) -> Calls:
+    """Ask for some seconds with so many threads, which share one :class:`Http`."""
     http = Http(url, timeout=2.0, deadline=DEADLINE, retries=retries)
     queries = list(expected)
     end = time.monotonic() + seconds
@@ -280,10 +280,16 @@ def client(url: str, threads: int, seconds: float, expected: dict[str, list[Hit]
         worker.start()
     for worker in workers:
         worker.join(max(0.0, end + DEADLINE + GRACE - time.monotonic()))
+    if not any(worker.is_alive() for worker in workers):
+        http.close()
     with lock:
         counts["lost"] += sum(worker.is_alive() for worker in workers)
-        calls = Calls(took, counts["queries"], counts["unavailable"], counts["mixed up"], counts["lost"], http.counters())
-    results.put(calls)
+        return Calls(took, counts["queries"], counts["unavailable"], counts["mixed up"], counts["lost"], http.counters())
+
+
+def client(results: Any, *words: Any) -> None:
+    """The process of a client: puts its :class:`Calls` into ``results``."""
+    results.put(ask_on(*words))
     results.close()
     results.join_thread()
     os._exit(0)  # a thread that is lost must not keep the process
@@ -295,7 +301,7 @@ def load(url: str, connections: int, seconds: float, expected: dict[str, list[Hi
     results = context.Queue()
     shares = [min(THREADS_OF_A_CLIENT, connections - start) for start in range(0, connections, THREADS_OF_A_CLIENT)]
     processes = [
-        context.Process(target=client, args=(url, threads, seconds, expected, retries, number, results))
+        context.Process(target=client, args=(results, url, threads, seconds, expected, retries, number))
         for number, threads in enumerate(shares)
     ]
     for process in processes:
