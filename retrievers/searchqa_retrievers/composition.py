@@ -42,6 +42,13 @@ class Composition:
         """The sums of what the inner retrievers count; see ``searchqa_retrievers.counted``."""
         return merged_counters(*self._inner)
 
+    def close(self) -> None:
+        """Close the inner retrievers, where they can be closed."""
+        for retriever in self._inner:
+            close = getattr(retriever, "close", None)
+            if close is not None:
+                close()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Composition:
         return self
 

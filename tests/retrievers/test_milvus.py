@@ -87,7 +87,7 @@ def test_a_configuration_gives_the_same_retriever(milvus, uri, minilm_folder):
     retriever = build_retriever(config, CORPUS)
     requests = [SearchRequest(query, 3) for query in QUERIES]
     assert retriever.search(requests) == milvus.search(requests)
-    assert retriever.stamp() == {**milvus.stamp(), "encoder": retriever.encoder.stamp()}
+    assert retriever.stamp() == milvus.stamp()
     assert uri not in json.dumps(retriever.stamp())
 
 
