@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from importlib import import_module
@@ -45,6 +47,8 @@ class _DiskIndex(NamedTuple):
     searcher: Any
     passages: int
     average_length: np.float64
+    links: tempfile.TemporaryDirectory[str] | None
+    """lives as long as the index, of which it is the way in where the index is read-only"""
 
 
 class DiskBM25Retriever:
@@ -275,13 +279,20 @@ def _schema(tantivy: Any) -> Any:
 def _open(folder: Path) -> _DiskIndex:
     meta = read_meta(folder)
     tantivy = _require_tantivy()
+    place, links = folder / "index", None
+    if not os.access(place, os.W_OK):  # tantivy makes a lock beside the files that it opens
+        links = tempfile.TemporaryDirectory(prefix="searchqa-bm25-")
+        for file in place.iterdir():
+            if not file.name.endswith(".lock"):
+                (Path(links.name) / file.name).symlink_to(file.resolve())
+        place = Path(links.name)
     try:
-        index = tantivy.Index.open(str(folder / "index"))
+        index = tantivy.Index.open(str(place))
         searcher = index.searcher()
         if searcher.num_docs != meta["passages"]:
             raise DamagedIndexError(f"it has {searcher.num_docs} passages, not {meta['passages']}")
         average = np.float64(meta["terms"]) / meta["passages"] if meta["passages"] else np.float64(0)
-        return _DiskIndex(index, index.schema, searcher, int(meta["passages"]), average)
+        return _DiskIndex(index, index.schema, searcher, int(meta["passages"]), average, links)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedIndexError(f"{type(error).__name__}: {error}") from error
 

@@ -49,7 +49,7 @@ class TestDiskBM25(RetrieverContract):
         return DiskBM25Retriever(made_up_corpus(100), cache_dir=self.cache)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from(VOCABULARY), max_size=12).map(" ".join), max_size=25),
     st.lists(st.sampled_from([*VOCABULARY, "unknown"]), max_size=8).map(" ".join),
@@ -164,6 +164,17 @@ def test_a_damaged_index_is_built_again_with_a_warning(tmp_path, caplog, damage)
         with caplog.at_level(logging.WARNING):
             assert DiskBM25Retriever(corpus, cache_dir=tmp_path).search(requests) == expected
         assert "damaged" in caplog.text
+
+
+def test_opening_writes_nothing_where_the_folder_is_read_only(tmp_path, monkeypatch):
+    corpus, requests = made_up_corpus(60), [SearchRequest("river lake", 5)]
+    expected = DiskBM25Retriever(corpus, cache_dir=tmp_path).search(requests)
+    for lock in tmp_path.rglob("*.lock"):
+        lock.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(module.os, "access", lambda path, mode: False)
+    assert DiskBM25Retriever(corpus, cache_dir=tmp_path).search(requests) == expected
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 BUILD = """
