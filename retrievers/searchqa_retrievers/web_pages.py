@@ -9,14 +9,14 @@ import weakref
 import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 from urllib.parse import urljoin
 from urllib.robotparser import RobotFileParser
 
-from searchqa_retrievers.readable_text import UnreadablePage, decode, text_of_html, text_of_lines
+from searchqa_retrievers.extraction_worker import Extractor
+from searchqa_retrievers.readable_text import UnreadablePage, decode, text_of_lines
 
 if TYPE_CHECKING:
     import httpcore2
@@ -33,7 +33,6 @@ ROBOTS_SECONDS, LOST_ROBOTS_SECONDS = 24 * 3600.0, 600.0
 """How long a robots.txt is believed; and that there was none to be had."""
 PAGES_KEPT = 1000
 PARALLEL_PER_HOST = 4
-EXTRACTION_SECONDS = 20.0
 
 _REFUSED_IPV4 = tuple(
     ip_network(network)
@@ -114,7 +113,8 @@ class PageReader:
     user_agent : str
         Sent with each request; the part before the slash is what robots.txt may name.
     timeout : float
-        Longest time for one page with its redirects and robots.txt, in seconds, once its turn has come.
+        Longest time for one page with its redirects and robots.txt, in seconds, once its turn has come;
+        finding its text has :data:`~searchqa_retrievers.extraction_worker.EXTRACTION_SECONDS` more.
     most_bytes : int
         Reading stops there, counted after decompression; what was read counts.
     most_characters : int
@@ -160,7 +160,7 @@ class PageReader:
         self._free_of_host: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
         self._pages = _Shared[str | None](PAGES_KEPT, lambda text: 0.0 if text is None else float("inf"))
         self._robots = _Shared[RobotFileParser | bool | None](PAGES_KEPT, lambda robots: ROBOTS_SECONDS if robots else LOST_ROBOTS_SECONDS)
-        self._extraction = ThreadPoolExecutor(2, thread_name_prefix="searchqa-pages")
+        self._extractor = Extractor()
         checked = _CheckedConnections(resolve, self._is_allowed)
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=httpx2.create_ssl_context(),
@@ -186,7 +186,7 @@ class PageReader:
 
     async def close(self) -> None:
         await self._pool.aclose()
-        self._extraction.shutdown(wait=False, cancel_futures=True)
+        await self._extractor.close()
 
     async def _read(self, url: str) -> str | None:
         started = None
@@ -219,9 +219,7 @@ class PageReader:
         if b"\0" in body.content[:1024] and body.content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
             raise PageFailed("it is binary")
         page = decode(body.content, charset)
-        work = text_of_html if kind == "text/html" else text_of_lines
-        async with asyncio.timeout(EXTRACTION_SECONDS):
-            return await asyncio.get_running_loop().run_in_executor(self._extraction, work, page)
+        return text_of_lines(page) if kind == "text/plain" else await self._extractor.text_of_html(page)
 
     def _checked(self, url: str) -> httpx2.URL:
         """The address, which must be one of the web and of a usual port. Where it leads is checked when the connection is opened."""
