@@ -223,3 +223,23 @@ def test_search_r1_keeps_ids_titles_texts_and_scores(hits):
     format_ = FORMATS["search-r1"]
     body = from_json(to_json(format_.write_answer(Question(requests("a", top_k=9), True), [ranked])))
     assert format_.read_answer(body, requests("a", top_k=9)) == [ranked]
+
+
+@pytest.mark.parametrize(
+    ("format", "answer", "has_scores"),
+    [
+        ("searchqa", {"answers": [[{"id": "1", "title": "", "text": "a", "score": 1.0}]]}, True),
+        ("search-r1", {"result": [[{"document": {"contents": "a"}, "score": 1.0}]]}, True),
+        ("search-r1", {"result": [[{"document": {"contents": "a"}}]]}, False),
+        ("search-r1", {"result": [[{"contents": "a"}]]}, False),
+        ("search-r1", {"result": [[{"document": {"contents": "a"}, "score": 1.0}], [{"contents": "b"}]]}, False),
+        ("search-r1", {"result": [[], []]}, True),
+    ],
+)
+def test_an_answer_tells_whether_it_has_scores(format, answer, has_scores):
+    assert FORMATS[format].scored
+    assert FORMATS[format].has_scores(answer) is has_scores
+
+
+def test_two_formats_have_no_scores():
+    assert [name for name, format_ in FORMATS.items() if not format_.scored] == ["r1-searcher", "zerosearch"]

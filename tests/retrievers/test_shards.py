@@ -13,12 +13,25 @@ import time
 
 import httpx2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("faiss", reason="dense search needs faiss-cpu")
 
-from searchqa_retrievers import Cached, Corpus, Http, RetrieverError, RetrieverUnavailable, SearchRequest, build_retriever, from_function
+from searchqa_retrievers import (
+    Cached,
+    Corpus,
+    Hit,
+    Http,
+    Passage,
+    RetrieverError,
+    RetrieverUnavailable,
+    SearchRequest,
+    build_retriever,
+    from_function,
+)
 from searchqa_retrievers import http_client as client_module
-from searchqa_retrievers.shards import Shards, make
+from searchqa_retrievers.shards import Shards, make, merged
 from searchqa_retrievers.testing import LostBackEndContract, RetrieverContract
 
 # A process of a shard, and the index over all of them in this one: FAISS flat over vectors that follow from each text alone.
@@ -192,6 +205,18 @@ def test_a_passage_of_two_shards_counts_once_with_its_best_score():
     one, other = retriever_of(("a", "", "a", 1.0), ("b", "", "b", 0.5)), retriever_of(("a", "", "a", 3.0), ("c", "", "c", 2.0))
     [hits] = Shards([one, other]).search([SearchRequest("q", 3)])
     assert [(hit.passage.id, hit.score) for hit in hits] == [("a", 3.0), ("c", 2.0), ("b", 0.5)]
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 30), st.sampled_from([-1.0, 0.0, 0.5, 2.0])), max_size=12), max_size=4), st.integers(1, 20)
+)
+def test_a_merged_answer_is_the_best_of_all_each_once(rows, top_k):
+    answers = [[Hit(Passage(f"{number:02}", "", f"text {number}"), score) for number, score in hits] for hits in rows]
+    best = {}
+    for number, score in (row for hits in rows for row in hits):
+        best[f"{number:02}"] = max(score, best.get(f"{number:02}", score))
+    expected = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:top_k]
+    assert [(hit.passage.id, hit.score) for hit in merged(answers, top_k)] == expected
 
 
 def test_one_id_for_two_passages_is_an_error():
