@@ -1,7 +1,6 @@
 """Milvus: equal to exact dense search, filled once, resumed where it was killed, and lost in bounded time."""
 
 import json
-import os
 import pickle
 import signal
 import socket
@@ -12,12 +11,13 @@ import time
 import numpy as np
 import pytest
 
-from searchqa_retrievers import Corpus, DenseRetriever, RetrieverError, RetrieverUnavailable, SearchRequest, build_retriever
+from searchqa_retrievers import Corpus, DenseRetriever, Encoder, RetrieverError, RetrieverUnavailable, SearchRequest, build_retriever
 from searchqa_retrievers.testing import LostBackEndContract, RetrieverContract
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
+from searchqa_retrievers import milvus as module
 from searchqa_retrievers.milvus import MilvusCollectionError, MilvusRetriever
 
 CITIES = ("Paris", "Rome", "Lima", "Oslo", "Cairo", "Quito", "Delhi", "Tokyo", "Accra", "Sofia")
@@ -37,6 +37,21 @@ CORPUS = Corpus.from_passages((f"p{100 + i}", f"{city} {j}", f"{city} {fact}.") 
     (city, j, fact) for city in CITIES for j, fact in enumerate(FACTS)
 ))  # fmt: skip
 QUERIES = ("capital of Peru", "Who wrote the novel?", "river in Rome", "zyzzyva", "", "a harbour by the sea in Norway")
+
+
+@pytest.fixture(scope="module")
+def encoder(minilm_folder):
+    """MiniLM, which remembers the vectors of passages: most tests fill a collection with the same ones."""
+    encoder = Encoder("minilm", model=minilm_folder, device="cpu")
+    encode, known = encoder.encode_passages, {}
+
+    def encode_passages(texts):
+        missing = [text for text in texts if text not in known]
+        known.update(zip(missing, encode(missing), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    encoder.encode_passages = encode_passages
+    return encoder
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +160,7 @@ def test_rows_too_many_are_refused(milvus, encoder, uri):
 
 
 def test_a_full_collection_is_opened_without_encoding(milvus, uri, encoder, monkeypatch):
-    monkeypatch.setattr(type(encoder), "encode_passages", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(encoder, "encode_passages", lambda _: pytest.fail("encoded again"))
     again = MilvusRetriever(CORPUS, encoder, uri)
     assert again.search([SearchRequest("river", 3)]) == milvus.search([SearchRequest("river", 3)])
 
@@ -155,45 +170,56 @@ def test_pickled_it_connects_again(milvus):
     assert again.search([SearchRequest("river", 3)]) == milvus.search([SearchRequest("river", 3)])
 
 
+DRAWN = """
+import zlib
+import numpy as np
+
+class Drawn:
+    dimension, fingerprint = 16, "drawn"
+
+    def encode_queries(self, texts):
+        drawn = np.array([np.random.default_rng(zlib.crc32(text.encode())).normal(size=16) for text in texts], dtype=np.float32)
+        return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+    encode_passages = encode_queries
+"""
+exec(DRAWN)
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[3])
 import searchqa_retrievers.milvus as module
-from searchqa_retrievers import Corpus, Encoder
+from searchqa_retrievers import Corpus
+
+class Deadly(Drawn):
+    calls = 0
+
+    def encode_passages(self, texts):
+        self.calls += 1
+        if self.calls == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_passages(texts)
+
 module._BATCH = 16
-encoder = Encoder("minilm", model=sys.argv[2], device="cpu")
-encode, calls = encoder.encode_passages, []
-def encode_passages(texts):
-    calls.append(len(texts))
-    if len(calls) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return encode(texts)
-encoder.encode_passages = encode_passages
-corpus = Corpus.from_jsonl(sys.argv[4])
-module.MilvusRetriever(corpus, encoder, sys.argv[1], show_progress=False)
+module.MilvusRetriever(Corpus.from_jsonl(sys.argv[2]), Deadly(), sys.argv[1], show_progress=False)
 """
 
 
-def test_a_build_that_was_killed_goes_on_where_it_stopped(milvus, encoder, minilm_folder, tmp_path, monkeypatch):
-    import searchqa_retrievers
-    import searchqa_retrievers.milvus as module
-
+def test_a_build_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """With vectors that follow from the text alone, so that the process that is killed needs no model."""
     rows = tmp_path / "corpus.jsonl"
     rows.write_text("".join(json.dumps({"id": p.id, "title": p.title, "text": p.text}) + "\n" for p in CORPUS))
     where = str(tmp_path / "killed.db")
-    package = os.path.dirname(os.path.dirname(searchqa_retrievers.__file__))
-    killed = subprocess.run([sys.executable, "-c", KILLED, where, minilm_folder, package, str(rows)], timeout=120, check=False)
+    killed = subprocess.run([sys.executable, "-c", DRAWN + KILLED, where, str(rows)], timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL
 
     monkeypatch.setattr(module, "_BATCH", 16)
-    encoded = []
-    encode = type(encoder).encode_passages
-    monkeypatch.setattr(type(encoder), "encode_passages", lambda self, texts: encoded.append(len(texts)) or encode(self, texts))
-    again = MilvusRetriever(CORPUS, encoder, where, show_progress=False)
+    encoder, encoded = Drawn(), []  # noqa: F821 - defined by DRAWN
+    encode = encoder.encode_passages
+    encoder.encode_passages = lambda texts: encoded.append(len(texts)) or encode(texts)
+    retriever = MilvusRetriever(CORPUS, encoder, where, show_progress=False)
     assert sum(encoded) == 100 - 3 * 16
-    requests = [SearchRequest(query, 10) for query in QUERIES]
-    answers = again.search(requests)
-    assert [[hit.passage for hit in hits] for hits in answers] == [[hit.passage for hit in hits] for hits in milvus.search(requests)]
+    vectors = encode([CORPUS.contents(i) for i in range(100)])
+    for query, [best, *_] in zip(QUERIES, retriever.search([SearchRequest(query, 1) for query in QUERIES]), strict=True):
+        assert best.passage == CORPUS[int(np.argmax(vectors @ encode([query])[0]))]
 
 
 def test_a_server_that_cannot_be_reached_is_a_lost_back_end(encoder):
