@@ -9,10 +9,9 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from searchqa_retrievers.counted import added_counters, merged_counters
 from searchqa_retrievers.in_flight import Answers, Flight, InFlight, wait
@@ -36,6 +35,7 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 0.1
 _PASSING = ("SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PROTOCOL")
 
 Requests = Mapping[Hashable, SearchRequest]
+Value = TypeVar("Value")
 
 
 class DiskCached(Wrapped):
@@ -165,8 +165,7 @@ class DiskCached(Wrapped):
             answered = True
         finally:
             if not answered:
-                with self._storing() as database:
-                    self._give_up(database, requests)
+                self._use(lambda database: self._give_up(database, requests), None, write=True)
         found: Answers = dict(zip(requests, answers, strict=True))
         self._store(found)
         return found
@@ -175,10 +174,8 @@ class DiskCached(Wrapped):
 
     def _read(self, keys: Iterable[Hashable]) -> Answers:
         """The answers that the file has."""
-        found: Answers = {}
-        with self._reading() as database:
-            found = self._read_in(database, keys)
-        return found
+        nothing: Answers = {}
+        return self._use(lambda database: self._read_in(database, keys), nothing)
 
     def _checked(self, hits: Any, crc: Any) -> list[Hit]:
         try:
@@ -190,29 +187,32 @@ class DiskCached(Wrapped):
 
     def _claim(self, missing: Requests) -> tuple[Answers, list[Hashable]]:
         """What others have answered meanwhile, and the keys that are now ours to ask. Where nothing can be written, all are."""
-        with self._reading() as database:
-            held: set[Hashable] = set()
-            for some in _portions(missing):
-                query = f"SELECT key FROM claims WHERE until > ? AND owner != ? AND key IN ({_marks(some)})"
-                held.update(key for (key,) in database.execute(query, [time.time(), self._owner, *some]))
-            if len(held) == len(missing):
-                return {}, []
-        claimed = list(missing)
-        stored: Answers = {}
-        with self._storing() as database:
-            now = time.time()
-            stored = self._read_in(database, missing)
-            ours: list[Hashable] = []
-            for key in missing:
-                if key not in stored:
-                    taken = database.execute(
-                        "INSERT INTO claims VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until = excluded.until "
-                        "WHERE until <= ? OR owner = excluded.owner",
-                        (key, self._owner, now + self.lease, now),
-                    )
-                    if taken.rowcount:
-                        ours.append(key)
-            claimed = ours
+        if self._use(lambda database: self._all_held(database, missing), False):
+            return {}, []
+        all_ours: tuple[Answers, list[Hashable]] = ({}, list(missing))
+        return self._use(lambda database: self._claim_in(database, missing), all_ours, write=True)
+
+    def _all_held(self, database: sqlite3.Connection, keys: Requests) -> bool:
+        """Whether others have claims to all of the keys; a look that keeps nobody from writing."""
+        held = 0
+        for some in _portions(keys):
+            query = f"SELECT count(*) FROM claims WHERE until > ? AND owner != ? AND key IN ({_marks(some)})"
+            held += database.execute(query, [time.time(), self._owner, *some]).fetchone()[0]
+        return held == len(keys)
+
+    def _claim_in(self, database: sqlite3.Connection, missing: Requests) -> tuple[Answers, list[Hashable]]:
+        now = time.time()
+        stored = self._read_in(database, missing)
+        claimed: list[Hashable] = []
+        for key in missing:
+            if key not in stored:
+                taken = database.execute(
+                    "INSERT INTO claims VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until = excluded.until "
+                    "WHERE until <= ? OR owner = excluded.owner",
+                    (key, self._owner, now + self.lease, now),
+                )
+                if taken.rowcount:
+                    claimed.append(key)
         return stored, claimed
 
     def _read_in(self, database: sqlite3.Connection, keys: Iterable[Hashable]) -> Answers:
@@ -224,42 +224,38 @@ class DiskCached(Wrapped):
 
     def _store(self, answers: Mapping[Hashable, Sequence[Hit]]) -> None:
         texts = [(key, json.dumps(hits_to_json(hits), separators=(",", ":"))) for key, hits in answers.items()]
-        with self._storing() as database:
-            database.executemany(
-                "INSERT OR IGNORE INTO answers (key, hits, crc) VALUES (?, ?, ?)",
-                [(key, text, zlib.crc32(text.encode())) for key, text in texts],
-            )
+        rows = [(key, text, zlib.crc32(text.encode())) for key, text in texts]
+
+        def write(database: sqlite3.Connection) -> None:
+            database.executemany("INSERT OR IGNORE INTO answers (key, hits, crc) VALUES (?, ?, ?)", rows)
             self._give_up(database, answers)
             database.execute("DELETE FROM answers WHERE number <= (SELECT max(number) FROM answers) - ?", (self.max_entries,))
+
+        self._use(write, None, write=True)
 
     def _give_up(self, database: sqlite3.Connection, keys: Iterable[Hashable]) -> None:
         """Remove our claims, and those that have lapsed."""
         database.executemany("DELETE FROM claims WHERE key = ? AND owner = ?", [(key, self._owner) for key in keys])
         database.execute("DELETE FROM claims WHERE until <= ?", (time.time(),))
 
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection; trouble with the disk ends what is inside, and is reported."""
+    def _use(self, work: Callable[[sqlite3.Connection], Value], otherwise: Value, *, write: bool = False) -> Value:
+        """What ``work`` returns, or ``otherwise`` when there is trouble with the disk; with ``write`` all that it writes is stored, or nothing."""
         with self._database_lock:
+            database = self._database
             try:
-                yield self._database
-            except sqlite3.Error as error:
-                self._report(error)
-
-    @contextmanager
-    def _storing(self) -> Iterator[sqlite3.Connection]:
-        """The connection in a transaction: all that is inside is written, or nothing."""
-        with self._database_lock:
-            try:
-                self._database.execute("BEGIN IMMEDIATE")
+                if not write:
+                    return work(database)
+                database.execute("BEGIN IMMEDIATE")
                 try:
-                    yield self._database
-                    self._database.execute("COMMIT")
+                    result = work(database)
+                    database.execute("COMMIT")
+                    return result
                 finally:
-                    if self._database.in_transaction:
-                        self._database.execute("ROLLBACK")
+                    if database.in_transaction:
+                        database.execute("ROLLBACK")
             except sqlite3.Error as error:
                 self._report(error)
+                return otherwise
 
     def _report(self, error: sqlite3.Error) -> None:
         """Log trouble that passes, such as a full disk, once; raise what says that the file is not sound."""
@@ -338,10 +334,7 @@ class DiskCached(Wrapped):
             self._database.close()
 
     def __len__(self) -> int:
-        answers = 0
-        with self._reading() as database:
-            ((answers,),) = database.execute("SELECT count(*) FROM answers").fetchall()
-        return int(answers)
+        return self._use(lambda database: int(database.execute("SELECT count(*) FROM answers").fetchone()[0]), 0)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return DiskCached, (self.retriever, self.file, self.max_entries, self.lease)
