@@ -13,7 +13,7 @@ import pytest
 from searchqa_retrievers import BM25Retriever, Corpus, SearchRequest, cache_root
 from searchqa_retrievers import bm25 as bm25_module
 from searchqa_retrievers.analysis import Analyzer
-from searchqa_retrievers.bm25_index import build_index, index_key, open_or_build
+from searchqa_retrievers.bm25_index import build_index, estimate, index_key, open_or_build
 
 REQUESTS = [SearchRequest("river 17", 3), SearchRequest("lake 4000 4001", 5)]
 
@@ -124,6 +124,14 @@ def test_full_disk_keeps_the_index_in_memory_and_leaves_nothing(corpus, expected
     assert "No space left" in caplog.text
     assert len(builds) == 1
     assert folders(tmp_path) == []
+
+
+def test_needs_grow_with_the_corpus_and_cover_what_is_written(corpus, tmp_path):
+    BM25Retriever(corpus, cache_dir=tmp_path)
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    needs, more = estimate(len(corpus), 3), estimate(2 * len(corpus), 3)
+    assert written <= needs.disk < more.disk
+    assert needs.memory < needs.building < more.building
 
 
 BUILD = """
