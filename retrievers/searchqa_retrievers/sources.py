@@ -82,8 +82,8 @@ class Sources(Composition):
 def make(corpus: Callable[[], Corpus], sources: Mapping[str, Any] | None = None, default: str | None = None) -> Retriever:
     """The retriever ``"sources"`` of a configuration.
 
-    ``sources`` maps names to configurations. One with the key ``corpus`` (a ``.jsonl`` or ``.jsonl.gz`` file) has passages of its own;
-    the others share those of the environment.
+    ``sources`` maps names to configurations. One with the key ``corpus``, a path as ``stored_corpus.open_corpus`` takes it, has passages
+    of its own; the others share those of the environment.
     """
     if not isinstance(sources, Mapping) or not sources:
         raise RetrieverError(f"sources of retriever 'sources' must be a mapping from names to configurations, got {sources!r:.200}")
@@ -99,5 +99,11 @@ def make(corpus: Callable[[], Corpus], sources: Mapping[str, Any] | None = None,
 
 def _reader(path: object, source: str) -> Callable[[], Corpus]:
     if not isinstance(path, str):
-        raise RetrieverError(f"corpus of the source {source!r} must be a path to a .jsonl or .jsonl.gz file, got {path!r:.200}")
-    return lambda: Corpus.from_jsonl(path)
+        raise RetrieverError(f"corpus of the source {source!r} must be the path of a file or folder with passages, got {path!r:.200}")
+
+    def read() -> Corpus:
+        from searchqa_retrievers.stored_corpus import open_corpus
+
+        return open_corpus(path)
+
+    return read

@@ -159,6 +159,14 @@ def test_rows_too_many_are_refused(milvus, encoder, uri):
         MilvusRetriever(CORPUS, encoder, uri, "more", show_progress=False)
 
 
+def test_rows_that_are_gone_are_filled_in_before_any_search(milvus, encoder, uri):
+    MilvusRetriever(CORPUS, encoder, uri, "fewer", show_progress=False)
+    milvus._client.delete("fewer", filter="position < 30")
+    again = MilvusRetriever(CORPUS, encoder, uri, "fewer", show_progress=False)
+    requests = [SearchRequest(query, 100) for query in QUERIES]
+    assert again.search(requests) == milvus.search(requests)
+
+
 def test_a_full_collection_is_opened_without_encoding(milvus, uri, encoder, monkeypatch):
     monkeypatch.setattr(encoder, "encode_passages", lambda _: pytest.fail("encoded again"))
     again = MilvusRetriever(CORPUS, encoder, uri)
