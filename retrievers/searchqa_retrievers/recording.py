@@ -136,7 +136,7 @@ class Recorded(Wrapped):
         self._lock = threading.Lock()
         header = {"format": FORMAT, "version": VERSION, "name": self.name, "stamp": self.stamp(), "fields": list(self._fields)}
         header["follows_progress"] = self.follows_progress
-        with self._appending() as write:
+        with self._appending() as (write, _):
             if self._lines.header is None:
                 write(json_line(header))
         there = self._lines.header
@@ -171,7 +171,7 @@ class Recorded(Wrapped):
             answers = self.retriever.search(list(missing.values()))
         except (RetrieverUnavailable, OSError, RuntimeError) as error:  # what environments take for a lost back end
             lost = str(error) if isinstance(error, RetrieverUnavailable) else f"{type(error).__name__}: {error}"
-            with self._appending() as write:
+            with self._appending() as (write, _):
                 for key, request in missing.items():
                     write(json_line({"key": key, "query": request.query, "failed": lost}))
             raise RetrieverUnavailable(lost) from error
@@ -186,7 +186,7 @@ class Recorded(Wrapped):
             if all(key in lines.answers for key in wanted):
                 with self._reading() as file:
                     return {key: lines.read(file, self._place(key, cache_key)) for key, (_, cache_key) in wanted.items()}
-        with self._appending() as write, self._reading() as file:
+        with self._appending() as (write, file):
             for key, (request, cache_key) in wanted.items():
                 if key in lines.answers:
                     found[key] = lines.read(file, self._place(key, cache_key))
@@ -216,8 +216,8 @@ class Recorded(Wrapped):
             raise RetrieverError(f"recording {self.file} cannot be read: {error}") from error
 
     @contextmanager
-    def _appending(self) -> Iterator[Callable[[bytes], None]]:
-        """Under the lock of all writers, with all lines of others taken in: a function that appends a line."""
+    def _appending(self) -> Iterator[tuple[Callable[[bytes], None], BinaryIO]]:
+        """Under the lock of all writers, with all lines of others taken in: a function that appends a line, and the file for reading."""
         import filelock
 
         lines = self._lines
@@ -225,8 +225,8 @@ class Recorded(Wrapped):
             with self._lock:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 with (
-                    filelock.FileLock(f"{self.file}.lock", timeout=_LOCK_SECONDS),
                     self.file.open("ab", buffering=0) as appended,
+                    filelock.FileLock(f"{self.file}.lock", timeout=_LOCK_SECONDS),
                     self.file.open("rb") as file,
                 ):
                     lines.follow(file)
@@ -243,7 +243,7 @@ class Recorded(Wrapped):
                             raise
                         lines.follow(file)
 
-                    yield write
+                    yield write, file
         except filelock.Timeout as error:
             raise RetrieverError(f"recording {self.file} was locked by another process for {_LOCK_SECONDS:.0f} s") from error
         except (OSError, NotImplementedError) as error:  # filelock: NotImplementedError where the file system has no locks
