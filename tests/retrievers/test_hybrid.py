@@ -165,3 +165,16 @@ def test_an_inner_retriever_that_loses_answers_is_an_error():
     inner.search = lambda requests: []
     with pytest.raises(RetrieverError, match="0 answers to 1"):
         Hybrid([inner]).search([SearchRequest("q", 1)])
+
+
+def test_progress_is_followed_where_one_retriever_follows_it():
+    assert not Hybrid([BM25Retriever(CORPUS)]).follows_progress
+    assert Hybrid([BM25Retriever(CORPUS), Ranking("a")]).follows_progress
+
+
+def test_it_closes_what_can_be_closed():
+    closed = []
+    inner = Ranking("a")
+    inner.close = lambda: closed.append(True)
+    Hybrid([inner, Ranking("b")]).close()
+    assert closed == [True]
