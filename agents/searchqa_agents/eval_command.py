@@ -85,8 +85,8 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
     from searchqa_agents.evaluate import evaluate
     from searchqa_agents.loading import build_agent
     from searchqa_agents.progress import progress
-    from searchqa_agents.report import write_page
-    from searchqa_agents.runs import RunFolder, run_stamp
+    from searchqa_agents.report import search_line, write_page
+    from searchqa_agents.runs import RunFolder, read_searches, run_stamp
     from searchqa_agents.table import show, stamp_line
 
     _check(settings)
@@ -113,18 +113,21 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
                 on_done=lambda done: advance(done, ""),
             )
             advance(total * settings.samples, f"em {evaluation.metrics.get('em', 0.0):.3f}")
+        folder.log_searches("eval", 0, base.search_counters().sums)
+        searches = read_searches(folder.path)
         venv.close()
         columns, rows = result_rows(evaluation)
         folder.write_json(
             "summary.json",
             {"kind": "eval", "name": settings.name, "columns": columns, "rows": rows, "metrics": evaluation.metrics}
-            | {"intervals": evaluation.intervals, "groups": evaluation.groups},
+            | {"intervals": evaluation.intervals, "groups": evaluation.groups, "search": searches},
         )
         kept = evaluation.trajectories[: settings.save]
         if kept:
             folder.write_trajectories("eval", kept)
         write_page(folder.path, {"eval": kept})
         show(console, settings.name, columns, rows, stamp_line(stamp))
+        console.print(search_line(searches.get("total", {})), markup=False, highlight=False, soft_wrap=True)
         lost = int(evaluation.metrics["backend_errors"])
         if lost:
             console.print(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchqa_agents.runs import SUMMARY_FILE, RunFolderError, check_run_folder, read_metrics, replace_file
+from searchqa_agents.runs import SUMMARY_FILE, RunFolderError, check_run_folder, read_metrics, read_searches, replace_file
 
 if TYPE_CHECKING:
     from searchqa_agents.trajectory import Trajectory
@@ -60,6 +60,10 @@ def main(line: Sequence[str]) -> int:
         else:
             show(console, title, columns, rows, stamp_line(runs[0].stamp) if len(runs) == 1 else "")
     if "--markdown" not in line:
+        for run in runs:
+            if searches := read_searches(run.path):
+                name = f"{run.path.name}: " if len(runs) > 1 else ""
+                console.print(f"{name}{search_line(searches['total'])}", markup=False, highlight=False, soft_wrap=True)
         for title, file in files:
             console.print(f"{title}: {file}", markup=False, highlight=False, soft_wrap=True)
     for path in unfinished:
@@ -190,6 +194,30 @@ def totals_of_training(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {"tokens": math.fsum(line.get("charts/tokens", 0.0) for line in own), "seconds_training": round(seconds, 3)}
 
 
+def search_line(searches: Mapping[str, float]) -> str:
+    """What searching cost, in one line: calls, duplicates, seconds, money. ``searches`` are the figures of ``searchqa_retrievers.counted``."""
+    asked = searches.get("search/searches", 0.0)
+    if not asked:
+        return "Search: none."
+    parts = [f"{asked:,.0f} searches ({searches.get('search/duplicate_fraction', 0.0):.0%} doubles within a step"]
+    if "search/hit_fraction" in searches:
+        parts[0] += f", {searches['search/hit_fraction']:.0%} of the others from memory"
+    if "search/disk_hit_fraction" in searches:
+        parts[0] += f", {searches['search/disk_hit_fraction']:.0%} of the rest from the cache file"
+    parts[0] += ")"
+    if "search/backend_calls" in searches:
+        calls, requests = searches["search/backend_calls"], searches["search/backend_requests"]
+        parts.append(f"{requests:,.0f} requests in {calls:,.0f} calls of the back end")
+    if searches.get("search/errors"):
+        parts.append(f"{searches['search/errors']:,.0f} lost")
+    parts.append(f"{searches['search/seconds']:,.1f} s")
+    if "search/p50_ms" in searches:
+        parts.append(f"a call {searches['search/p50_ms']:.3g} ms (p50), {searches['search/p99_ms']:.3g} ms (p99)")
+    if searches.get("search/money"):
+        parts.append(f"cost {searches['search/money']:,.2f}")
+    return f"Search: {', '.join(parts)}."
+
+
 def combined(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]]:
     """One table (title, columns, rows): means over runs that differ in their seed only, otherwise a column for each run."""
     from searchqa_agents.table import number
@@ -295,12 +323,12 @@ def write_page(path: Path, sets: Mapping[str, Sequence[Trajectory]] | None = Non
         sets = {name: sets[name] for name in [*order, *(name for name in sets if name not in order)]}
     summary_file, picture_file = path / "summary.json", path / "learning_curve.png"
     summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {"columns": [], "rows": []}
-    stamp = _stamp(path)
+    stamp, searches = _stamp(path), read_searches(path)
     page = build_page(
         sets,
         page_tokenizer(path, stamp),
         title=str(summary.get("name", path.name)),
-        subtitle=path.name,
+        subtitle=f"{path.name} · {search_line(searches['total'])}" if searches else path.name,
         table=(summary["columns"], summary["rows"]),
         stamp=stamp,
         picture=picture_file.read_bytes() if picture_file.is_file() else None,

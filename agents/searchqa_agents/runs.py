@@ -6,7 +6,8 @@
         metrics.jsonl               one line per logged step, appended and flushed
         tensorboard/<phase>/        the same for TensorBoard
         checkpoints/<phase>-<step>/ the last few, the best, and those marked to be kept
-        trajectories/*.jsonl.gz     episodes as tokens
+        searches.jsonl              what searching has cost, one line per rollout; kept also of steps that are taken again
+    trajectories/*.jsonl.gz     episodes as tokens
         tokenizer/                  what reads them, unless it is embedded
         summary.json                the table at the end
         learning_curve.png  report.html
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("searchqa-gym", "gymnasium", "numpy", "bm25s", "numba", "torch", "transformers", "hydra-core")
 METRICS_FILE = "metrics.jsonl"
+SEARCHES_FILE = "searches.jsonl"
 SUMMARY_FILE = "summary.json"
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -94,6 +96,7 @@ class RunFolder:
         self._clear_partial_files()
         self._started = time.monotonic() - self._seconds_so_far()
         self._lines = len(drop_unfinished_line(self.path / METRICS_FILE))
+        _cut_unfinished_line(self.path / SEARCHES_FILE)
         self._writers: dict[str, SummaryWriter] = {}
 
     def __enter__(self) -> RunFolder:
@@ -200,6 +203,12 @@ class RunFolder:
                     writer.add_scalar(name, value, step)
             writer.flush()
 
+    def log_searches(self, phase: str, step: int, counters: Mapping[str, float]) -> None:
+        """Append what some searches were to ``searches.jsonl``: sums, see ``searchqa_retrievers.counted``. Nothing, where there was none."""
+        if any(counters.values()):
+            with self._writing(), (self.path / SEARCHES_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"phase": phase, "step": int(step), **counters}) + "\n")
+
     def metrics(self) -> list[dict[str, Any]]:
         """All lines logged so far."""
         return read_metrics(self.path)
@@ -281,7 +290,25 @@ class RunFolder:
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl``; a last line that is unfinished is left out. Raises ``RunFolderError`` for any other bad line."""
-    path = Path(folder) / METRICS_FILE
+    return _read_lines(Path(folder) / METRICS_FILE)
+
+
+def read_searches(folder: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+    """What the searches of a run were, by phase, and ``total``: counters with their figures (``searchqa_retrievers.counted``).
+
+    Searches of steps that were taken again after a stop count each time. Raises ``RunFolderError`` for a bad line.
+    """
+    from searchqa_retrievers.counted import added_counters, search_figures
+
+    phases: dict[str, list[dict[str, float]]] = {}
+    for line in _read_lines(Path(folder) / SEARCHES_FILE):
+        counters = {key: value for key, value in line.items() if key not in ("phase", "step")}
+        for phase in (line["phase"], "total"):
+            phases.setdefault(phase, []).append(counters)
+    return {phase: search_figures(added_counters(*parts)) for phase, parts in phases.items()}
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     if not path.exists():
         return lines
@@ -296,6 +323,11 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def drop_unfinished_line(path: Path) -> list[dict[str, Any]]:
     """Cut off what a killed process left behind the last line break of ``metrics.jsonl``; returns the lines that stay."""
+    _cut_unfinished_line(path)
+    return read_metrics(path.parent)
+
+
+def _cut_unfinished_line(path: Path) -> None:
     if path.exists():
         content = path.read_bytes()
         complete = content.rfind(b"\n") + 1
@@ -303,7 +335,6 @@ def drop_unfinished_line(path: Path) -> list[dict[str, Any]]:
             logger.warning("%s: dropped an unfinished last line of %d bytes.", path, len(content) - complete)
             with path.open("rb+") as file:
                 file.truncate(complete)
-    return read_metrics(path.parent)
 
 
 def list_checkpoints(folder: str | os.PathLike[str]) -> list[Checkpoint]:

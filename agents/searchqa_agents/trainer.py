@@ -24,9 +24,26 @@ from searchqa_agents.parallel import Parallel, shared_rollout
 from searchqa_agents.policy import Policy
 from searchqa_agents.rollout import draw_questions, episode_seed
 from searchqa_agents.trajectory import Trajectory
+from searchqa_retrievers.counted import counted_since, search_figures
 
 OnRollout = Callable[[int, Sequence[Trajectory]], None]
 """Called after every rollout with the number of steps done before it and its trajectories."""
+
+
+OnSearch = Callable[[int, Mapping[str, float]], None]
+"""Called after every rollout with the number of steps done before it and what its searches were: sums, see ``searchqa_retrievers.counted``."""
+SEARCH_FIGURES = (
+    "search/searches",
+    "search/duplicate_fraction",
+    "search/hit_fraction",
+    "search/disk_hit_fraction",
+    "search/p50_ms",
+    "search/p99_ms",
+    "search/seconds",
+    "search/backend_calls",
+    "search/money",
+)
+"""What is logged of a rollout's searches."""
 
 
 def train(
@@ -38,6 +55,7 @@ def train(
     on_step: OnStep | None = None,
     on_checkpoint: OnCheckpoint | None = None,
     on_rollout: OnRollout | None = None,
+    on_search: OnSearch | None = None,
     state: Mapping[str, Any] | None = None,
     stamp: Mapping[str, Any] | None = None,
     parallel: Parallel | None = None,
@@ -49,7 +67,7 @@ def train(
     ----------
     algorithm
         The name of a registered algorithm, or one of your own; ``config`` is an instance of its ``config``.
-    on_step, on_checkpoint, on_rollout
+    on_step, on_checkpoint, on_rollout, on_search
         Called in every process; in one that is not ``parallel.main`` they should write nothing.
     state
         From ``on_checkpoint``: continues that run identically.
@@ -66,7 +84,8 @@ def train(
     algorithm ``losses/clipfrac, losses/kl, losses/entropy, losses/value_loss, losses/value_clipfrac, losses/critic_grad_norm``. Of the rollout:
     ``charts/groups_with_spread`` (share of groups whose rewards differ), ``charts/trained_share`` (of all episodes: those learned from, with an advantage),
     ``charts/explained_variance`` (of the returns, by the critic). Of the step: ``charts/updates`` (fewer than planned after an early stop on KL),
-    ``charts/learning_rate``, ``time/rollout``, ``time/update``.
+    ``charts/learning_rate``, ``time/rollout``, ``time/update``. Of the rollout's searches: :data:`SEARCH_FIGURES`, of all processes together; explained
+    in ``searchqa_retrievers.counted``.
     """
     chosen = get_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
     check_settings(chosen, config)
@@ -78,11 +97,15 @@ def train(
         # 1. play a group of episodes on each question
         started = time.perf_counter()
         base.set_progress(step + 1, config.steps)  # counted from 1, as ZeroSearch's curriculum does
+        counted = base.search_counters().sums
         played, kept, spread = _play(venv, sampler or policy, config, step, {**(stamp or {}), "train_step": step}, parallel)
+        searched = parallel.summed(counted_since(base.search_counters().sums, counted))
+        if on_search is not None:
+            on_search(step, searched)
         if on_rollout is not None:
             on_rollout(step, played)
         rollout_seconds = time.perf_counter() - started
-        metrics = {**rollout_metrics(played), "charts/groups_with_spread": spread}
+        metrics = {**rollout_metrics(played), **search_metrics(searched), "charts/groups_with_spread": spread}
 
         with learner.updating():
             # 2. what is learned from them: every process has the whole batch as numbers
@@ -235,6 +258,12 @@ def batch_metrics(batch: Batch, config: AlgorithmConfig) -> dict[str, float]:
         if len(returns) > 1 and float(returns.var()) > 0:
             metrics["charts/explained_variance"] = 1 - float(errors.var() / returns.var())
     return metrics
+
+
+def search_metrics(searched: Mapping[str, float]) -> dict[str, float]:
+    """What is logged of the searches between two readings of their counters; figures without any data are left out."""
+    figures = search_figures(searched)
+    return {name: figures[name] for name in SEARCH_FIGURES if name in figures}
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:

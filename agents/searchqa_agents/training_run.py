@@ -52,6 +52,7 @@ from searchqa_agents.transformers_lm import NotANumberError
 from searchqa_agents.warmup import WarmupConfig, train_warmup
 from searchqa_envs.datasets import DATASETS
 from searchqa_envs.errors import ConfigurationError
+from searchqa_retrievers.counted import added_counters, counted_since
 
 if TYPE_CHECKING:
     from searchqa_agents.optimisation import OnCheckpoint, OnStep
@@ -185,6 +186,7 @@ class Training:
         folder.rewind(self.last)
         self.policy = first_policy(settings, venv.unwrapped.tokenizer)
         self.saved: Path | None = self.last.path if self.last is not None else None
+        self._counted = self._counters()
 
     # -- phases --------------------------------------------------------------------------------------------------------------------------
 
@@ -229,6 +231,10 @@ class Training:
             if settings.rollouts_every and (step + 1) % settings.rollouts_every == 0:
                 self.folder.write_trajectories(f"rollouts-{step + 1:06d}", trajectories)
 
+        def on_search(step: int, counters: Mapping[str, float]) -> None:
+            self.folder.log_searches("train", step + 1, counters)
+            self._counted = self._counters()
+
         shown = "losses/sft_loss" if name == SUPERVISED else "charts/em"
         with self._phase("train", config.steps, shown, title) as (state, on_step, on_checkpoint):
             hooks: dict[str, Any] = {"on_step": on_step, "on_checkpoint": on_checkpoint, "state": state}
@@ -237,7 +243,8 @@ class Training:
             if name == SUPERVISED:
                 train_supervised(self.policy, self.venv, config, **hooks)
             else:
-                train(self.policy, self.venv, name, config, on_rollout=on_rollout, stamp=stamp, parallel=parallel, **hooks)
+                hooks |= {"on_rollout": on_rollout, "on_search": on_search}
+                train(self.policy, self.venv, name, config, stamp=stamp, parallel=parallel, **hooks)
 
     def _watch(self, step: int, metrics: Mapping[str, float], advance: Advance) -> dict[str, float]:
         """Warn of what the alarms see, keep the checkpoint from before it; returns a metric for each alarm."""
@@ -249,6 +256,16 @@ class Training:
             logger.info("Alarm, %s. %s", alarm.name, text)
             advance.say(f"Warning: {text}")
         return {f"alarms/{alarm.name.replace(' ', '_')}": 1.0 for alarm in new}
+
+    def _counters(self) -> Mapping[str, float]:
+        counters: Mapping[str, float] = self.venv.unwrapped.search_counters().sums
+        return counters
+
+    def _log_searches(self, phase: str, step: int) -> None:
+        """Log what was searched since the last time, as demonstrations do."""
+        now = self._counters()
+        self.folder.log_searches(phase, step, counted_since(now, self._counted))
+        self._counted = now
 
     def _behind(self, phase: str) -> bool:
         return self.last is not None and PHASES.index(self.last.phase) > PHASES.index(phase)
@@ -268,6 +285,7 @@ class Training:
                 latest.update(metrics)
                 alarms = self._watch(step, metrics, advance) if phase == "train" else {}
                 self.folder.log(phase, step, {**metrics, **alarms})
+                self._log_searches(phase, step)
                 advance(step, f"{shown.rpartition('/')[2].replace('_', ' ')} {metrics.get(shown, float('nan')):.3f}")
 
             def on_checkpoint(step: int, trainer_state: Mapping[str, Any]) -> None:
@@ -303,7 +321,8 @@ class Training:
             return values
         if when == "after":
             parallel.broadcast_weights(self.policy.scorer)  # an algorithm of one process may have trained it
-        measures, trajectories = measured(self.policy, settings, f"evaluation, {when}", {**stamp, "measured": when}, parallel)
+        measures, trajectories, searched = measured(self.policy, settings, f"evaluation, {when}", {**stamp, "measured": when}, parallel)
+        self.folder.log_searches(when, 0, searched)
         self.folder.write_json(f"{when}.json", measures)
         self.folder.log(when, 0, measures)
         if trajectories:
@@ -375,8 +394,8 @@ def check_finite(weights: Mapping[str, torch.Tensor], step: int) -> None:
 
 def measured(
     policy: Policy, settings: TrainSettings, title: str, stamp: Mapping[str, Any], parallel: Parallel
-) -> tuple[dict[str, float], list[Trajectory]]:
-    """Measures by key, and the sampled trajectories that are worth keeping; the same in all processes, which share the questions."""
+) -> tuple[dict[str, float], list[Trajectory], dict[str, float]]:
+    """Measures by key, the sampled trajectories that are worth keeping, and what was searched; the same in all processes, which share the questions."""
     evaluation = settings.evaluation
     held_out = make_venv(settings.env, settings.num_envs, split=evaluation.split)
     groups: list[Any] = sorted(held_out.unwrapped.source.stamp().get("hops") or [], reverse=True) or [None]
@@ -385,6 +404,7 @@ def measured(
     plan.append((groups[0], "off", 1.0))
     measures: dict[str, float] = {}
     kept: list[Trajectory] = []
+    searched: dict[str, float] = {}
     with progress(title, len(plan), None if parallel.main else Console(quiet=True)) as advance:
         for done, (hops, mode, temperature) in enumerate(plan):
             changed: dict[str, Any] = {"split": evaluation.split} | ({} if hops is None else {"hops": hops})
@@ -400,13 +420,14 @@ def measured(
                 stamp={**stamp, **venv.unwrapped.stamp()},
                 play=partial(shared_rollout, parallel),
             )
+            searched = added_counters(searched, venv.unwrapped.search_counters().sums)
             venv.close()
             prefix = mode if hops is None else f"hops={hops}/{mode}"
             measures |= {f"{prefix}/{name}": found.metrics[name] for name in ("em", "f1", "searches", "reward") if name in found.metrics}
             if mode == "sampled":
                 kept += found.trajectories[: evaluation.save // len(groups)]
             advance(done + 1, f"{prefix} em {found.metrics.get('em', 0.0):.3f}")
-    return measures, kept
+    return measures, kept, parallel.summed(searched)
 
 
 def table_of(measures: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, str], list[str], list[list[str]]]:

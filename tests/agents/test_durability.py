@@ -59,7 +59,7 @@ def start(words: list[str], before: str = "") -> subprocess.Popen[str]:
 
 def metrics_of(run: Path) -> list[dict[str, object]]:
     """All lines, times apart."""
-    return [{k: v for k, v in line.items() if not k.startswith("time/") and k != "seconds"} for line in read_metrics(run)]
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "search/")) and k != "seconds"} for line in read_metrics(run)]
 
 
 def assert_same_end(run: Path, whole: Path) -> None:

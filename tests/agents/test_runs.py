@@ -185,7 +185,8 @@ SMOKE = ("train", "recipe=smoke", "threads=1", "env.num_worlds=20")
 
 def without_times(folder: Path) -> list[dict[str, float]]:
     return [
-        {key: value for key, value in line.items() if not key.startswith("time/") and key != "seconds"} for line in read_metrics(folder)
+        {key: value for key, value in line.items() if not key.startswith(("time/", "search/")) and key != "seconds"}
+        for line in read_metrics(folder)
     ]
 
 

@@ -94,7 +94,7 @@ def run(algorithm="grpo", *, state=None, venv=None, policy=None, reward=some_rew
 
 
 def timeless(metrics):
-    return {step: {k: v for k, v in values.items() if not k.startswith("time/")} for step, values in metrics.items()}
+    return {step: {k: v for k, v in values.items() if not k.startswith(("time/", "search/"))} for step, values in metrics.items()}
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------------------------------------
@@ -373,7 +373,8 @@ CHARTS = (
 )
 def test_metrics_have_their_names_and_begin_on_policy(algorithm, changes, losses, charts):
     _, metrics, _, _ = run(algorithm, steps=1, **changes)
-    parts = {"charts": f"{CHARTS} {charts}", "losses": losses, "time": "environment model rollout search update"}
+    search = "backend_calls duplicate_fraction hit_fraction money p50_ms p99_ms searches seconds"
+    parts = {"charts": f"{CHARTS} {charts}", "losses": losses, "search": search, "time": "environment model rollout search update"}
     assert sorted(metrics[1]) == sorted(f"{part}/{name}" for part, names in parts.items() for name in names.split())
     assert metrics[1].get("losses/clipfrac", 0) == 0
     assert abs(metrics[1]["losses/approx_kl"]) < 1e-6

@@ -84,7 +84,7 @@ def _weights(policy):
 
 
 def timeless(metrics):
-    return [{name: value for name, value in values.items() if not name.startswith("time/")} for values in metrics]
+    return [{name: value for name, value in values.items() if not name.startswith(("time/", "search/"))} for values in metrics]
 
 
 def over_http(url, **options):
