@@ -88,6 +88,17 @@ def test_equal_passages_come_in_the_order_of_their_ids(cache):
         assert disk.search([SearchRequest(query, 40)]) == expected.search([SearchRequest(query, 40)])
 
 
+def test_a_heap_that_fills_up_makes_segments_and_no_difference(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_HEAP_BYTES", 15_000_000)  # the least that tantivy takes
+    words = np.random.default_rng(0).zipf(1.2, size=(9000, 40)) % 300_000
+    corpus = Corpus.from_passages((str(number), "", " ".join(f"w{word}" for word in row)) for number, row in enumerate(words.tolist()))
+    disk = DiskBM25Retriever(corpus, cache_dir=tmp_path)
+    assert disk._index.searcher.num_segments > 1
+    generator = random.Random(0)
+    requests = [SearchRequest(" ".join(generator.sample(corpus.texts[place].split(), 6)), 10) for place in range(0, 9000, 90)]
+    assert disk.search(requests) == BM25Retriever(corpus, cache_dir=tmp_path).search(requests)
+
+
 def test_repeated_terms_count_each_time(cache):
     corpus = made_up_corpus(100)
     requests = [SearchRequest(query, 5) for query in ("river lake", "river river lake", "lake river river river")]
