@@ -243,7 +243,7 @@ class Online:
     async def _found(self, process: _Process, request: SearchRequest) -> list[Found]:
         """The engine's results, each address once."""
         provider = self.provider
-        query = clean_query(request.query, provider)
+        query = clean_query(request.query, provider, self._site)
         if not query:
             return []
         wanted = min(request.top_k, provider.most)

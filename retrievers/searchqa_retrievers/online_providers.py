@@ -92,10 +92,10 @@ def canonical_url(url: str) -> str | None:
     return urlunsplit((parts.scheme, host, parts.path or "/", parts.query, ""))
 
 
-def clean_query(query: str, provider: Provider) -> str:
-    """The query as the engine takes it: on one line, without control characters, no longer than its limits."""
-    words = plain_text(query, markup=False).split()[: provider.most_words]
-    return " ".join(words)[: provider.most_characters].strip()
+def clean_query(query: str, provider: Provider, site: str | None = None) -> str:
+    """The query as the engine takes it: on one line, without control characters, no longer than its limits, with room for ``site``."""
+    words = plain_text(query, markup=False).split()[: provider.most_words - 1]
+    return " ".join(words)[: provider.most_characters - len(_with_site("", site))].strip()
 
 
 # -- Serper ------------------------------------------------------------------------------------------------------------------------------------
