@@ -1,7 +1,8 @@
 """A recording of what a run's searches found, from which the run is played again without the back end.
 
-A recording is a file of JSON lines. The first names the retriever: its ``stamp``, and of which parts of a request its answers depend. Each other
-line is the answer to one request, or one failure of the back end::
+A recording is a file of JSON lines. One names a retriever: its ``stamp``, and on which parts of a request its answers depend; there is one for each
+retriever that the run uses, such as one for each split of generated worlds. Each other line is the answer to one request, or one failure of the
+back end::
 
     {"key": "5f..", "cache_key": "a0..", "query": "capital of France", "top_k": 3, "hits": [["12", "Paris", "Paris is ...", 17.25], ...]}
     {"key": "5f..", "query": "capital of France", "failed": "search server ... gave no answer in 30 s"}
@@ -45,7 +46,7 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.header: dict[str, Any] | None = None
+        self.headers: dict[str, dict[str, Any]] = {}
         self.answers: dict[str, _Place] = {}
         self.by_cache_key: dict[str, _Place] = {}
         self.failures: dict[str, list[str]] = {}
@@ -69,13 +70,13 @@ class _Lines:
             self.end += len(line)
 
     def _take(self, line: Any, start: int, length: int) -> None:
-        if self.header is None:
+        if "format" in line or not self.headers:
             if line["format"] != FORMAT or line["version"] != VERSION:
-                raise ValueError(f"the first line must have the format {FORMAT!r} in version {VERSION}")
+                raise ValueError(f"a line that names a retriever must have the format {FORMAT!r} in version {VERSION}")
             stamp, name, fields = line["stamp"], line["name"], line["fields"]
             if not (isinstance(stamp, dict) and isinstance(name, str) and set(fields) <= set(_PROBES)):
-                raise ValueError("the first line must have a stamp, a name, and the names of fields")
-            self.header = line
+                raise ValueError("a line that names a retriever must have a stamp, a name, and the names of fields")
+            self.headers[_identity(line)] = line
         elif "failed" in line:
             self.failures.setdefault(line["key"], []).append(str(line["failed"]))
         else:
@@ -90,11 +91,15 @@ class _Lines:
         return hits_from_json(json.loads(file.read(place.length))["hits"])
 
 
-def request_key(request: SearchRequest, fields: Sequence[str], progress: Sequence[int] | None) -> str:
-    """What stands for a request in a recording: hash of query, ``top_k``, filters, and those of the other fields that answers depend on."""
-    return digest(
-        default_cache_key(request), tuple(getattr(request, field) for field in fields), None if progress is None else tuple(progress)
-    ).hex()
+def _identity(header: Mapping[str, Any]) -> str:
+    """What stands for a retriever in a recording."""
+    return digest(json.dumps([header[part] for part in ("name", "stamp", "fields", "follows_progress")], sort_keys=True)).hex()
+
+
+def request_key(retriever: str, fields: Sequence[str], request: SearchRequest, progress: Sequence[int] | None) -> str:
+    """What stands for a request in a recording: hash of its retriever, query, ``top_k``, filters, and those of the other fields that answers depend on."""
+    values = tuple(getattr(request, field) for field in fields)
+    return digest(retriever, default_cache_key(request), values, None if progress is None else tuple(progress)).hex()
 
 
 def fields_of(retriever: Retriever) -> tuple[str, ...]:
@@ -111,8 +116,8 @@ class Recorded(Wrapped):
     """Appends every answer and every failure of a retriever to a recording; the first answer of a ``cache_key`` holds for the whole run.
 
     A back end that changes its mind therefore gives a run that is consistent, and the same when it is replayed. Inside a cache in memory, and
-    outside a cache file, whose answers belong to the run too. A recording that is there goes on if it is of the same retriever, as in a
-    training run that is resumed. Any number of threads and processes may write the same recording.
+    outside a cache file, whose answers belong to the run too. A recording that is there goes on, as in a training run that is resumed. Any number
+    of retrievers, threads and processes may write the same recording.
 
     Parameters
     ----------
@@ -122,35 +127,28 @@ class Recorded(Wrapped):
     Raises
     ------
     RetrieverError
-        The file is no recording, or one of a retriever with another stamp, or cannot be written (also in :meth:`search`: a run whose recording
-        has gaps could not be replayed).
+        The file is no recording, or cannot be written (also in :meth:`search`: a run whose recording has gaps could not be replayed).
     """
 
     def __init__(self, retriever: Retriever, file: str | os.PathLike[str]) -> None:
         super().__init__(retriever)
         self.file = Path(file)
         self.hits = 0
-        self._fields = fields_of(retriever)
         self._progress: tuple[int, int] | None = None
         self._lines = _Lines(self.file)
         self._lock = threading.Lock()
-        header = {"format": FORMAT, "version": VERSION, "name": self.name, "stamp": self.stamp(), "fields": list(self._fields)}
+        header = {"format": FORMAT, "version": VERSION, "name": self.name, "stamp": self.stamp(), "fields": list(fields_of(retriever))}
         header["follows_progress"] = self.follows_progress
+        self._header: dict[str, Any] = json.loads(json_line(header))
+        self._identity, self._fields = _identity(self._header), tuple(self._header["fields"])
         with self._appending() as (write, _):
-            if self._lines.header is None:
-                write(json_line(header))
-        there = self._lines.header
-        for part in ("name", "stamp", "fields", "follows_progress"):
-            if there is not None and there[part] != json.loads(json.dumps(header[part])):
-                raise RetrieverError(
-                    f"recording {self.file} is of another retriever: its {part} is {there[part]!r}, not {header[part]!r}. Give a new file, or the "
-                    "settings that it was begun with"
-                )
+            if self._identity not in self._lines.headers:
+                write(json_line(self._header))
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         progress = self._progress
-        keys = [request_key(request, self._fields, progress) for request in requests]
-        cache_keys = [digest(self.retriever.cache_key(request), progress).hex() for request in requests]
+        keys = [request_key(self._identity, self._fields, request, progress) for request in requests]
+        cache_keys = [digest(self._identity, self.retriever.cache_key(request), progress).hex() for request in requests]
         wanted = {key: (request, cache_key) for key, request, cache_key in zip(keys, requests, cache_keys, strict=True)}
         with self._lock:
             missing = {
@@ -277,15 +275,18 @@ class Replay:
     Parameters
     ----------
     file : path
+    stamp : mapping, optional
+        Parts of the stamp of the retriever that is meant, where the recording has several.
 
     Raises
     ------
     RetrieverError
-        The file is no recording.
+        The file is no recording, or it has not exactly one retriever with that stamp.
     """
 
-    def __init__(self, file: str | os.PathLike[str]) -> None:
+    def __init__(self, file: str | os.PathLike[str], stamp: Mapping[str, Any] | None = None) -> None:
         self.file = Path(file)
+        self._asked_stamp = dict(stamp or {})
         self.hits = 0
         self._lines = _Lines(self.file)
         self._lock = threading.Lock()
@@ -294,13 +295,19 @@ class Replay:
             self._lines.follow(self._opened)
         except OSError as error:
             raise RetrieverError(f"recording {self.file} cannot be read: {error}") from error
-        if self._lines.header is None:
-            raise RetrieverError(f"{self.file} is no recording: it has no first line that says of which retriever")
-        header = self._lines.header
-        self.name: str = header["name"]
-        self._fields: tuple[str, ...] = tuple(header["fields"])
+        there = list(self._lines.headers.values())
+        meant = [header for header in there if self._asked_stamp.items() <= header["stamp"].items()] if self._asked_stamp else there
+        if len(meant) != 1:
+            stamps = "; ".join(json.dumps(header["stamp"]) for header in there) or "none"
+            raise RetrieverError(
+                f"recording {self.file} must have one retriever{f' with stamp {self._asked_stamp}' if self._asked_stamp else ''}, but it has "
+                f"{len(meant)}. Say by `stamp` which is meant; these are there: {stamps}"
+            )
+        self._header = meant[0]
+        self._identity, self._fields = _identity(self._header), tuple(self._header["fields"])
+        self.name: str = self._header["name"]
         self.needs_gold = "golden_answers" in self._fields
-        self.follows_progress = bool(header["follows_progress"])
+        self.follows_progress = bool(self._header["follows_progress"])
         self._progress: tuple[int, int] | None = None
         self._failures = {key: list(reversed(messages)) for key, messages in self._lines.failures.items()}
 
@@ -308,7 +315,7 @@ class Replay:
         for request in requests:
             check_request(replace(request, filters=None), self.name)
         progress = self._progress
-        keys = [request_key(request, self._fields, progress) for request in requests]
+        keys = [request_key(self._identity, self._fields, request, progress) for request in requests]
         with self._lock:
             lost = [self._failures[key].pop() for key in dict.fromkeys(keys) if self._failures.get(key)]
             if lost:
@@ -329,7 +336,7 @@ class Replay:
 
     def stamp(self) -> dict[str, Any]:
         """The stamp of the recorded retriever: a run and its replay can be compared."""
-        return dict((self._lines.header or {})["stamp"])
+        return dict(self._header["stamp"])
 
     def counters(self) -> dict[str, float]:
         """``search/record_hits``: what it answered."""
@@ -346,12 +353,12 @@ class Replay:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Replay, (self.file,)
+        return Replay, (self.file, self._asked_stamp)
 
     def __repr__(self) -> str:
         return f"Replay({str(self.file)!r})"
 
 
-def make_replay(corpus: object, file: str) -> Retriever:
+def make_replay(corpus: object, file: str, stamp: Mapping[str, Any] | None = None) -> Retriever:
     """The retriever ``"replay"`` of a configuration."""
-    return Replay(file)
+    return Replay(file, stamp)
