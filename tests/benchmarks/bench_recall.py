@@ -6,7 +6,8 @@
 The queries are the questions of ``questions.jsonl`` as they are. recall: mean share of a question's supporting passages (by id where known, else by
 title) among the first k; all: share of the questions of which all are there. The encoder is all-MiniLM-L6-v2; the vectors of the passages are kept in
 the cache, and computing them takes minutes a set on a GPU, half an hour on one core. In the second table a kind's recall is that of the exact top 10, and q/s
-is without encoding, one query a call, the fastest of three passes; "codes alone" ranks by what the index itself knows, before the exact rescoring.
+is without encoding, one query a call, the fastest of three passes; rescore_factor=1 takes the best 10 by the index itself, without better ones from
+exact scores.
 """
 
 from __future__ import annotations
@@ -88,11 +89,6 @@ def of_kinds(corpus: Corpus, encoder: Any, asked: Sequence[Asked], name: str) ->
         common = sum(len(one & other) for one, other in zip(exact, rows, strict=True)) / sum(map(len, exact))
         label = ", ".join([kind, *(f"{key}={value}" for key, value in options.items())])
         print(f"| {name} | {len(corpus):,} | {label} | {common:.4f} | {len(queries) / best:,.0f} |", flush=True)
-        if kind in ("pq", "ivf-pq") and options.get("rescore_factor") == 1:
-            candidates = retriever.index._candidates
-            first = candidates.search(queries, 10)[1]
-            common = sum(len(one & set(row.tolist())) for one, row in zip(exact, first, strict=True)) / sum(map(len, exact))
-            print(f"| {name} | {len(corpus):,} | {kind}, codes alone | {common:.4f} | |", flush=True)
 
 
 def timed(index: Any, queries: npt.NDArray[np.float32]) -> tuple[float, list[tuple[list[int], list[float]]]]:
