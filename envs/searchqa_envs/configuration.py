@@ -83,18 +83,19 @@ def default_budgets(dataset: str, tokenizer: Tokenizer, dialect: Dialect) -> tup
     return TOKEN_BUDGETS.get(dialect.name, TOKEN_BUDGETS["search-r1"])
 
 
-def _check_served(controls: SearchControls, retriever: Retriever, ours: bool) -> None:
-    """Raise ``ConfigurationError`` for a source or filter that the retriever cannot serve, as far as it says what it serves."""
-    from searchqa_retrievers.composition import filter_keys_of, source_names_of
+def _check_served(controls: SearchControls, retriever: Retriever, world: bool) -> None:
+    """Raise ``ConfigurationError`` for a source or filter that the retriever cannot serve, as far as that can be known."""
+    from searchqa_retrievers.composition import serves_filter, source_names_of
 
-    served = filter_keys_of(retriever)
-    if served is None and ours:
-        served = ()
-    missing = [key for key in controls.keys if served is not None and key not in served]
+    if world and controls.keys:
+        raise ConfigurationError(
+            f"search_controls of the generated world can have top_k only, since its filter is the world itself; got {list(controls.keys)}."
+        )
+    missing = [key for key in controls.keys if serves_filter(retriever, key) is False]
     if missing:
         raise ConfigurationError(
-            f"search_controls lets a search say {', '.join(missing)}, but the retriever serves {', '.join(served or ()) or 'no filters'}. "
-            "Put it into {'name': 'filtered', 'retriever': ...} for titles, or {'name': 'sources', 'sources': {...}} for sources."
+            f"search_controls lets a search say {', '.join(missing)}, which the retriever cannot serve. Put it into "
+            "{'name': 'filtered', 'retriever': ...} for titles, or {'name': 'sources', 'sources': {...}} for sources."
         )
     sources = source_names_of(retriever) if controls.sources else None
     unknown = [name for name in controls.sources if sources is not None and name not in sources]
@@ -142,7 +143,7 @@ def build_rules(
         )
     controls = SearchControls.from_argument(search_controls)
     if controls is not None:
-        _check_served(controls, built, ours=built is not retriever)
+        _check_served(controls, built, world)
         chosen_dialect = replace(chosen_dialect, controls=controls)
     return Rules(
         source=source,

@@ -9,6 +9,15 @@ from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.counted import merged_counters
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest, follows_progress
 
+_WITHOUT_FILTERS = (
+    "bm25.BM25Retriever",
+    "bm25_disk.DiskBM25Retriever",
+    "controls.RandomRetriever",
+    "dense.DenseRetriever",
+    "milvus.MilvusRetriever",
+    "online.Online",
+)
+
 
 class Composition:
     """Base of a retriever round others: it passes on what they need and tell."""
@@ -25,11 +34,10 @@ class Composition:
         self.needs_gold: bool = any(getattr(retriever, "needs_gold", False) for retriever in self._inner)
         self.follows_progress: bool = any(map(follows_progress, self._inner))
 
-    @property
-    def filter_keys(self) -> tuple[str, ...]:
-        """The keys that ``filters`` of a request may have: those that all inner retrievers say they serve."""
-        first, *others = (filter_keys_of(retriever) or () for retriever in self._inner)
-        return tuple(key for key in first if all(key in keys for keys in others))
+    def serves_filter(self, key: str) -> bool | None:
+        """Whether ``filters`` of a request may have this key, which they may where all inner retrievers serve it; None: it cannot be known."""
+        served = [serves_filter(retriever, key) for retriever in self._inner]
+        return False if False in served else None if None in served else True
 
     def set_progress(self, step: int, total: int) -> None:
         """Pass the progress of training on."""
@@ -74,16 +82,21 @@ def stamp_of(retriever: Retriever) -> dict[str, Any]:
     return {"retriever": name_of(retriever)} if stamp is None else dict(stamp())
 
 
-def filter_keys_of(retriever: object) -> tuple[str, ...] | None:
-    """The keys that ``filters`` of a request may have, by the attribute ``filter_keys``; None where a retriever does not say.
+def serves_filter(retriever: object, key: str) -> bool | None:
+    """Whether ``filters`` of a request may have this key; None where that cannot be known, as of a server.
 
-    A wrapper without that attribute, such as a cache, is looked through by its attribute ``retriever``.
+    A retriever of a user's says it by an attribute ``filter_keys``, a tuple of str. A wrapper that does not, such as a cache, is looked through by
+    its attribute ``retriever``.
     """
+    if isinstance(retriever, Composition):
+        return retriever.serves_filter(key)
     keys: Sequence[str] | None = getattr(retriever, "filter_keys", None)
     if keys is not None:
-        return tuple(keys)
+        return key in keys
+    if f"{type(retriever).__module__}.{type(retriever).__qualname__}".removeprefix("searchqa_retrievers.") in _WITHOUT_FILTERS:
+        return False
     inner = getattr(retriever, "retriever", None)
-    return None if inner is None else filter_keys_of(inner)
+    return None if inner is None else serves_filter(inner, key)
 
 
 def source_names_of(retriever: object) -> tuple[str, ...] | None:

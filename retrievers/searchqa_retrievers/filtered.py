@@ -39,10 +39,9 @@ class Filtered(Composition):
         self.retriever = retriever
         self.max_candidates = whole_number("max_candidates of retriever 'filtered'", max_candidates)
 
-    @property
-    def filter_keys(self) -> tuple[str, ...]:
-        """``title``, and what the inner retriever can serve."""
-        return ("title", *(key for key in super().filter_keys if key != "title"))
+    def serves_filter(self, key: str) -> bool | None:
+        """``title``, and what the inner retriever serves."""
+        return True if key == "title" else super().serves_filter(key)
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         """Answer all requests, with one call to the inner retriever for each widening."""

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 INDEXES = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "IVF_PQ", "DISKANN", "AUTOINDEX")
 
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _FORMAT = 1
 _RECORD = "searchqa.record"
 _BATCH = 512
@@ -104,6 +106,10 @@ class MilvusRetriever:
     ) -> None:
         if index not in INDEXES:
             raise RetrieverError(f"index of retriever 'milvus' must be one of {', '.join(INDEXES)}, got {index!r}")
+        if not _NAME.fullmatch(collection):
+            raise RetrieverError(
+                f"collection of retriever 'milvus' must be a name of at most 255 letters, digits and underscores, with no digit first, got {collection!r}"
+            )
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
             raise RetrieverError(f"timeout of retriever 'milvus' must be a number of seconds greater than 0, got {timeout!r}")
         if not len(corpus):

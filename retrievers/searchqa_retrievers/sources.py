@@ -39,10 +39,9 @@ class Sources(Composition):
             raise RetrieverError(f"default of retriever 'sources' must be one of {', '.join(self.sources)}, got {default!r}")
         self.default = default
 
-    @property
-    def filter_keys(self) -> tuple[str, ...]:
-        """``source``, and the keys of ``filters`` that all sources can serve."""
-        return ("source", *(key for key in super().filter_keys if key != "source"))
+    def serves_filter(self, key: str) -> bool | None:
+        """``source``, and what all sources serve."""
+        return True if key == "source" else super().serves_filter(key)
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         """Answer all requests, those to one source in one call."""

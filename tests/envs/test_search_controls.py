@@ -374,12 +374,12 @@ def test_controls_that_cannot_be_are_errors(small_data: Path, controls: Any, mes
 @pytest.mark.parametrize(
     ("retriever", "controls", "message"),
     [
-        ("bm25", {"filters": ["title"]}, "title, but the retriever serves no filters"),
-        ("bm25", {"sources": ["wiki"]}, "source, but the retriever serves no filters"),
-        (SOURCES, {"filters": ["year"]}, "year, but the retriever serves source, title"),
+        ("bm25", {"filters": ["title"]}, "say title, which the retriever cannot serve"),
+        ("bm25", {"sources": ["wiki"]}, "say source, which the retriever cannot serve"),
+        (SOURCES, {"filters": ["year"]}, "say year, which the retriever cannot serve"),
         (SOURCES, {"sources": ["wiki", "web"]}, r"wiki, news; got \['web'\]"),
         ({"name": "filtered", "retriever": SOURCES}, {"sources": ["web"]}, r"wiki, news; got \['web'\]"),
-        ({"name": "filtered", "retriever": "bm25"}, {"sources": ["wiki"]}, "serves title"),
+        ({"name": "filtered", "retriever": "bm25"}, {"sources": ["wiki"]}, "say source, which"),
     ],
 )
 def test_what_the_retriever_cannot_serve_is_an_error_at_the_beginning(
@@ -398,8 +398,13 @@ def test_a_retriever_that_does_not_say_what_it_serves_is_believed(small_data: Pa
     assert step(env, "<search> q || source=news </search>")[4]["action"] == "search"
 
 
+def test_a_server_is_believed_too(small_data: Path) -> None:
+    env = make(small_data, retriever={"name": "filtered", "retriever": "http"})
+    assert env.dialect.controls.keys == ("source", "title")
+
+
 def test_the_world_takes_no_source_or_filter() -> None:
-    with pytest.raises(ConfigurationError, match="serves no filters"):
+    with pytest.raises(ConfigurationError, match="top_k only"):
         build_rules("world", search_controls={"filters": ["title"]})
 
 

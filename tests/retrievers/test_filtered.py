@@ -1,5 +1,6 @@
 """A filter by title: which titles pass, exactness under widening, and bounds."""
 
+import importlib.util
 import json
 import pickle
 
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchqa_retrievers import BM25Retriever, Cached, Corpus, Hit, Passage, RetrieverError, SearchRequest, build_retriever
+from searchqa_retrievers.composition import serves_filter
 from searchqa_retrievers.filtered import Filtered, words
 from searchqa_retrievers.testing import RetrieverContract
 
@@ -128,7 +130,13 @@ def test_a_cache_round_it_tells_filters_apart():
 def test_other_filters_go_on_to_the_inner_retriever():
     with pytest.raises(RetrieverError, match="has no filters"):
         Filtered(BM25Retriever(CORPUS)).search([SearchRequest("q", 1, filters={"title": "odd", "year": "1999"})])
-    assert Filtered(BM25Retriever(CORPUS)).filter_keys == ("title",)
+    assert (Filtered(BM25Retriever(CORPUS)).serves_filter("title"), Filtered(BM25Retriever(CORPUS)).serves_filter("year")) == (True, False)
+
+
+def test_what_an_inner_retriever_does_not_say_cannot_be_known():
+    assert Filtered(Ranked([])).serves_filter("year") is None
+    assert serves_filter(Cached(Filtered(Ranked([]))), "title") is True
+    assert serves_filter(Cached(BM25Retriever(CORPUS)), "title") is False
 
 
 @pytest.mark.parametrize("title", ["", " ", "!?", "||"])
@@ -156,3 +164,18 @@ def test_a_configuration_gives_the_same_retriever():
 def test_settings_out_of_range_are_errors(options, message):
     with pytest.raises(RetrieverError, match=message):
         build_retriever({"name": "filtered", **options}, CORPUS)
+
+
+def test_retrievers_that_refuse_filters_are_known_to(tmp_path):
+    """By trying: what composition.py says of a plain engine is what the engine does."""
+    configs = ["bm25", "random"]
+    if importlib.util.find_spec("tantivy"):
+        configs.append({"name": "bm25", "backend": "disk", "cache_dir": str(tmp_path)})
+    for config in configs:
+        retriever = build_retriever(config, CORPUS)
+        assert serves_filter(retriever, "title") is False
+        with pytest.raises(RetrieverError, match="filters"):
+            retriever.search([SearchRequest("q", 1, filters={"title": "odd"})])
+    nothing = build_retriever("none", CORPUS)
+    assert serves_filter(nothing, "title") is None
+    assert nothing.search([SearchRequest("q", 1, filters={"title": "odd"})]) == [[]]

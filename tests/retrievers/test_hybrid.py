@@ -128,7 +128,7 @@ def test_filters_progress_counters_and_keys_pass_through():
     request = SearchRequest("q", 1, filters={"year": "1999"})
     hybrid.search([request])
     assert [inner.asked[0].filters for inner in (first, second)] == [{"year": "1999"}] * 2
-    assert hybrid.filter_keys == ("year",)
+    assert (hybrid.serves_filter("year"), hybrid.serves_filter("title")) == (True, False)
     hybrid.set_progress(1, 2)
     assert first.progress == second.progress == (1, 2)
     assert hybrid.counters() == {"calls": 2.0, "x": 2.0, "y": 2.0}

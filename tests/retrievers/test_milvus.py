@@ -294,6 +294,7 @@ def free_port():
         ({}, "needs uri"),
         ({"uri": "./a.db", "index": "flat"}, "index of retriever 'milvus' must be one of FLAT"),
         ({"uri": "./a.db", "timeout": 0}, "timeout"),
+        ({"uri": "./a.db", "collection": "wiki-18"}, "collection.*'wiki-18'"),
         ({"uri": "./a.db", "rescore_factor": 0}, "rescore_factor"),
     ],
 )

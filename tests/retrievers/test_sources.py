@@ -74,10 +74,10 @@ def test_other_filters_go_on_to_the_source():
     retriever = Sources({"wiki": Filtered(BM25Retriever(WIKI)), "news": Filtered(BM25Retriever(NEWS))}, default="wiki")
     assert titles(retriever, title="rome") == ["Rome"]
     assert titles(retriever, "news", "rain", title="weather") == ["Weather"]
-    assert retriever.filter_keys == ("source", "title")
+    assert (retriever.serves_filter("source"), retriever.serves_filter("title")) == (True, True)
     with pytest.raises(RetrieverError, match="has no filters"):
         titles(make(), title="rome")
-    assert make().filter_keys == ("source",)
+    assert (make().serves_filter("source"), make().serves_filter("title")) == (True, False)
 
 
 def test_a_configuration_with_a_corpus_of_its_own(tmp_path):
