@@ -18,6 +18,7 @@ from searchqa_agents.algorithms.grpo import GRPOConfig
 from searchqa_agents.loading import shipped_checkpoint
 from searchqa_agents.policy import Policy
 from searchqa_agents.trainer import train
+from searchqa_envs.world import WorldSource
 from searchqa_retrievers import http_client
 
 spec = importlib.util.spec_from_file_location("bench_http", Path(__file__).parents[1] / "benchmarks" / "bench_http.py")
@@ -56,9 +57,9 @@ def _spoil(url, share):
     return json.loads(counts)
 
 
-def run(retriever, steps, before_step=lambda step: None):
-    """GRPO from the shipped checkpoint on twelve environments; metrics, trajectories and weights of each step."""
-    venv = gym.make_vec("SearchQA-World-v0", num_envs=12, autoreset_mode="DISABLED", retriever=retriever)
+def run(retriever, steps, before_step=lambda step: None, questions=4, group_size=3, reward="em"):
+    """GRPO from the shipped checkpoint; metrics, trajectories and weights of each step."""
+    venv = gym.make_vec("SearchQA-World-v0", num_envs=questions * group_size, autoreset_mode="DISABLED", retriever=retriever, reward=reward)
     policy = Policy.load(shipped_checkpoint(), venv.unwrapped.tokenizer)
     metrics, played, weights = [], [], [_weights(policy)]
 
@@ -72,7 +73,7 @@ def run(retriever, steps, before_step=lambda step: None):
         policy,
         venv,
         "grpo",
-        GRPOConfig(steps=steps, questions_per_step=4, group_size=3, seed=5, num_worlds=50),
+        GRPOConfig(steps=steps, questions_per_step=questions, group_size=group_size, seed=5, num_worlds=50),
         on_step=on_step,
         on_rollout=lambda step, trajectories: played.append(list(trajectories)),
     )
@@ -155,3 +156,49 @@ def test_a_storm_costs_the_episodes_that_it_hits_and_nothing_else(served, monkey
                 assert trajectory.turns[-1].end == trajectory.turns[-1].segment_end == len(trajectory.token_ids)
                 assert np.array_equal(trajectory.token_ids, expected[: len(trajectory.token_ids)])
     assert not torch.equal(stormy.weights[-1], stormy.weights[-3])  # it learns again
+
+
+class Killing:
+    """The client of a server that is killed before one of its calls."""
+
+    name = "killing"
+
+    def __init__(self, client, call, kill):
+        self.client, self.call, self.kill = client, call, kill
+        self.calls = 0
+
+    def search(self, requests):
+        self.calls += 1
+        if self.calls == self.call:
+            self.kill()
+        return self.client.search(requests)
+
+    def cache_key(self, request):
+        return self.client.cache_key(request)
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def paid_searches(episode):
+    """A reward by which a lost episode, whose reward is 0, would stand out among those that searched once."""
+    return {"searches": float(episode.searches)}
+
+
+def test_a_server_that_is_killed_within_a_step_leaves_what_it_answered_to_learn_from(served):
+    """The second turn is lost: episodes that answered after one search are trained on, those that searched again are not."""
+
+    def kill():
+        served.servers[-1].kill()
+        served.servers[-1].communicate()
+
+    client = WorldSource("train").build_retriever(over_http(served.url, deadline=2.0))
+    stormy = run(Killing(client, 2, kill), 1, questions=8, group_size=8, reward=paid_searches)
+    served.servers.append(bench_http.start_server(served.port, *WORDS))
+    bench_http.until_ready(served.port, served.servers[-1])
+    [played] = stormy.played
+    kept = [[t.reward for t in played[start : start + 8] if t.backend_error is None] for start in range(0, 64, 8)]
+    assert any(1 < len(rewards) < 8 and set(rewards) == {1.0} for rewards in kept)
+    learned_from = sum(len(rewards) for rewards in kept if len(set(rewards)) > 1)
+    assert stormy.metrics[0]["charts/trained_share"] == learned_from / 64
+    assert stormy.metrics[0]["charts/backend_errors"] == 64 - sum(map(len, kept)) > 0
