@@ -39,7 +39,7 @@ _MAKERS: Mapping[str, _Maker] = {
     "sources": _Maker("sources"),
     "milvus": _Maker("milvus"),
     "random": _Maker("controls", "make_random"),
-    "none": _Maker("controls", "make_none"),
+    "none": _Maker("controls", "make_none", counted=False),
     "http": _Maker("http_client", local=False),
     "shards": _Maker("shards", local=False),
     "online": _Maker("online", local=False),
