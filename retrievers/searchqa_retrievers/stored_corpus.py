@@ -128,14 +128,17 @@ class StoredCorpus(Corpus):
     def __init__(self, folder: Path) -> None:
         meta = read_meta(folder, sizes_only=("rows.bin",))
         self.folder = folder
-        self._length = int(meta["passages"])
-        self._sha256 = str(meta["sha256"])
-        # Plain views: np.memmap's own indexing is slower, and the mapping lives as long as the view.
-        self._id_ends, self._starts, self._title_bytes, self._text_bytes, self._checksums = (
-            np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _ARRAYS
-        )
-        self._id_blob = _map(folder / "ids.bin")
-        self._rows = _map(folder / "rows.bin")
+        try:
+            self._length = int(meta["passages"])
+            self._sha256 = str(meta["sha256"])
+            # Plain views: np.memmap's own indexing is slower, and the mapping lives as long as the view.
+            self._id_ends, self._starts, self._title_bytes, self._text_bytes, self._checksums = (
+                np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _ARRAYS
+            )
+            self._id_blob = _map(folder / "ids.bin")
+            self._rows = _map(folder / "rows.bin")
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:  # another process may be making it again
+            raise DamagedIndexError(f"{type(error).__name__}: {error}") from error
         self.ids = _Column(self._length, self._id)
         self.titles = _Column(self._length, lambda index: self._row(index)[0])
         self.texts = _Column(self._length, lambda index: self._row(index)[1])

@@ -132,6 +132,15 @@ def test_long_words_and_long_queries_are_read_as_in_memory(cache):
     assert [[hit.passage.id for hit in hits] for hits in answers] == [["2"], ["3"], [], [], ["4"]]
 
 
+def test_words_of_every_script_are_found_as_in_memory(cache):
+    generator = random.Random(0)
+    letters = [*map(chr, range(0x20, 0x2000)), *"ﬁİßſ_\u2028\u3000\xa0\x85\xad\u0301\ud800", *map(chr, range(0x4E00, 0x4E40)), "𝟘", "𐐀"]
+    texts = ["".join(generator.choice(letters) if generator.random() < 0.75 else " " for _ in range(number)) for number in range(150)]
+    corpus = Corpus.from_passages((str(number), "", text) for number, text in enumerate(texts))
+    requests = [SearchRequest(text[generator.randrange(len(text) + 1) :], 5) for text in texts]
+    assert DiskBM25Retriever(corpus, cache_dir=cache).search(requests) == BM25Retriever(corpus).search(requests)
+
+
 @pytest.mark.parametrize("rows", [[], [("1", "", "")], [("1", "the", "of")]])
 def test_corpora_without_terms_answer_nothing(cache, rows):
     assert DiskBM25Retriever(Corpus.from_passages(rows), cache_dir=cache).search([SearchRequest("river the", 3)]) == [[]]
