@@ -259,3 +259,24 @@ def test_processes_that_start_together_read_the_file_once(tmp_path):
         first.kill()
         first.communicate()
     assert outputs == ["done 6\n", "done 6\n"]
+
+
+def test_progress_bar_goes_to_a_terminal_on_stderr_only(tmp_path, capfd, monkeypatch):
+    path = write(tmp_path / "c.jsonl", PASSAGES)
+    open_corpus(path, stored=True, cache_dir=tmp_path / "piped")
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    open_corpus(path, stored=True, cache_dir=tmp_path / "terminal")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Storing passages" in err
+    open_corpus(path, stored=True, cache_dir=tmp_path / "quiet", show_progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_need_of_disk_is_logged_before(tmp_path, caplog):
+    path = write(tmp_path / "c.jsonl", PASSAGES)
+    with caplog.at_level(logging.INFO, logger="searchqa_retrievers.stored_corpus"):
+        open_corpus(path, stored=True, cache_dir=tmp_path)
+    assert "GB of disk" in caplog.text
