@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-engines check format bench checkpoint wheel clean
+.PHONY: help run test test-slow test-engines check format bench bench-retrieval checkpoint wheel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -60,13 +60,21 @@ $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.test
 	$(PIP) --editable '.[bench]'
 	@touch $@
 
-bench: $(VENV)/.bench ## measure: environment step, import time, rollout, training step, retrieval (needs SEARCHQA_DATA for the last)
+bench: $(VENV)/.bench ## measure: environment step, import time, rollout, training step, retrieval (more of it where SEARCHQA_DATA is set)
 	$(BIN)/python tests/benchmarks/bench_environment.py
 	$(BIN)/python tests/benchmarks/bench_import.py
 	$(BIN)/python tests/benchmarks/bench_rollout.py
 	$(BIN)/python tests/benchmarks/bench_training_step.py
-	@if [ -n "$$SEARCHQA_DATA" ]; then $(BIN)/python tests/benchmarks/bench_retrieval.py --corpus "$$SEARCHQA_DATA/hotpotqa/corpus.jsonl.gz" \
-	  --questions "$$SEARCHQA_DATA/hotpotqa/questions.jsonl.gz"; else echo "bench_retrieval: set SEARCHQA_DATA to run it"; fi
+	$(BIN)/python tests/benchmarks/bench_search_step.py --passages 100000
+	$(BIN)/python tests/benchmarks/bench_retrieval_sizes.py --passages 10000 100000
+	@if [ -n "$$SEARCHQA_DATA" ]; then for script in retrieval search_step; do $(BIN)/python tests/benchmarks/bench_$$script.py \
+	  --corpus "$$SEARCHQA_DATA/hotpotqa/corpus.jsonl.gz" --questions "$$SEARCHQA_DATA/hotpotqa/questions.jsonl.gz" || exit 1; done; \
+	  else echo "bench_retrieval, bench_search_step on real passages: set SEARCHQA_DATA to run them"; fi
+
+bench-retrieval: $(VENV)/.bench ## measure retrieval at a million passages and recall on real questions (an hour or two; 15 GB of disk in runs/)
+	$(BIN)/python tests/benchmarks/bench_retrieval_sizes.py
+	$(BIN)/python tests/benchmarks/bench_disk.py --passages 100000 300000 1000000 --estimate 21000000
+	@if [ -n "$$SEARCHQA_DATA" ]; then $(BIN)/python tests/benchmarks/bench_recall.py; else echo "bench_recall: set SEARCHQA_DATA to run it"; fi
 
 checkpoint: $(VENV)/.agents ## make the shipped SFT checkpoint again, byte for byte with these versions (about 2 minutes)
 	rm -rf runs/world-sft agents/searchqa_agents/checkpoints/world-sft

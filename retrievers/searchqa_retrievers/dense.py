@@ -49,7 +49,7 @@ class DenseRetriever:
     rescore_factor : int
         ``rescore_factor * top_k`` candidates are scored exactly; at least 1, without effect on ``"flat"``.
     nprobe : int or None
-        Lists read by ``"ivf"`` and ``"ivf-pq"``. Default: one in 32, at least 16.
+        Lists read by ``"ivf"`` and ``"ivf-pq"``. Default: one in 16, at least 64.
     faiss_file, faiss_rows : path or None
         A published FAISS file and the corpus file whose lines are its rows, instead of encoding the corpus; see
         ``faiss_file.open_faiss_file``. A graph in it serves ``"hnsw"``; all kinds can be had over its vectors.

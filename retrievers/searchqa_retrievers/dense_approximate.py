@@ -30,6 +30,8 @@ _LINKS = 32
 _ADDED_ROWS = 1 << 16
 _TRAINING_ROWS = 1 << 16
 _TRAINING_ROWS_PER_LIST = 40  # FAISS warns below 39
+_LEAST_PROBED = 64  # of 656 lists of real embeddings, 16 find 88% of the best 10, and 64 find 95% in the same time
+_PROBED_SHARE = 16
 _CHECKPOINT_SECONDS = 120.0
 _CHECKPOINT_SHARE = 10  # what writing a checkpoint took, so many times over, passes before the next
 
@@ -74,7 +76,7 @@ class ApproximateIndex(DenseIndex):
         The FAISS index over the rows of ``vectors``.
     rescore_factor : int
     nprobe : int or None
-        Lists that are read, of an index that has lists. Default: one in 32, at least 16.
+        Lists that are read, of an index that has lists. Default: one in 16, at least 64.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class ApproximateIndex(DenseIndex):
         self._rescore_factor = rescore_factor
         self._is_graph = isinstance(candidates, faiss.IndexHNSW)
         if isinstance(candidates, faiss.IndexIVF):
-            candidates.nprobe = min(candidates.nlist, nprobe or max(16, candidates.nlist // 32))
+            candidates.nprobe = min(candidates.nlist, nprobe or max(_LEAST_PROBED, candidates.nlist // _PROBED_SHARE))
 
     def search(self, queries: npt.NDArray[np.float32], top_k: int) -> list[tuple[list[int], list[float]]]:
         width = min(len(self.vectors), top_k * self._rescore_factor)

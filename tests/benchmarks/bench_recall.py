@@ -34,16 +34,17 @@ KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("flat", {}),
     ("hnsw", {}),
     ("hnsw", {"rescore_factor": 1}),
+    ("ivf", {"nprobe": 16}),
     ("ivf", {}),
-    ("ivf", {"nprobe": 64}),
+    ("ivf", {"nprobe": 128}),
     ("pq", {"rescore_factor": 1}),
     ("pq", {"rescore_factor": 4}),
     ("pq", {"rescore_factor": 10}),
     ("pq", {}),
     ("ivf-pq", {"rescore_factor": 1}),
+    ("ivf-pq", {"nprobe": 16}),
     ("ivf-pq", {}),
-    ("ivf-pq", {"nprobe": 64}),
-    ("ivf-pq", {"nprobe": 64, "rescore_factor": 100}),
+    ("ivf-pq", {"nprobe": 128, "rescore_factor": 100}),
 )
 
 
