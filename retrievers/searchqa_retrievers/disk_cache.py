@@ -8,6 +8,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -82,8 +83,14 @@ class DiskCached(Wrapped):
         self.lease = lease
         self.hits = self.joins = self.misses = self.errors = 0
         self._warned = False
+        self._lock = threading.Lock()  # of the counters and of what is under way
+        self._database_lock = threading.Lock()
+        self._database: sqlite3.Connection | None = None
         self._namespace = self._described(None)
-        self._connect()
+        self._begin()
+        with self._database_lock:
+            self._connected()
+        _CACHES.add(self)
 
     def _described(self, progress: tuple[int, int] | None) -> bytes:
         return digest(json.dumps(self.stamp(), sort_keys=True, default=str), progress)
@@ -91,8 +98,6 @@ class DiskCached(Wrapped):
     # -- searching -----------------------------------------------------------------------------------------------------------------------
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
-        if self._process != os.getpid():
-            self._connect()  # SQLite's connections must not be carried into a forked process, nor what threads of its parent have under way
         namespace = self._namespace
         keys = [digest(namespace, self.retriever.cache_key(request)) for request in requests]
         by_key: Requests = dict(zip(reversed(keys), reversed(requests), strict=True))
@@ -241,7 +246,7 @@ class DiskCached(Wrapped):
     def _use(self, work: Callable[[sqlite3.Connection], Value], otherwise: Value, *, write: bool = False) -> Value:
         """What ``work`` returns, or ``otherwise`` when there is trouble with the disk; with ``write`` all that it writes is stored, or nothing."""
         with self._database_lock:
-            database = self._database
+            database = self._connected()
             try:
                 if not write:
                     return work(database)
@@ -269,51 +274,29 @@ class DiskCached(Wrapped):
     def _damage(self, error: Exception) -> RetrieverError:
         return RetrieverError(f"cache file {self.file} is damaged: {error}. Delete it, with {self.file.name}-wal and {self.file.name}-shm")
 
-    def _connect(self) -> None:
-        self._process = os.getpid()
+    def _begin(self) -> None:
+        """What a process has for itself."""
         self._in_flight = InFlight()
-        self._lock, self._database_lock = threading.Lock(), threading.Lock()
         self._owner = os.urandom(8).hex()
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(self.file, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            self._prepare()
-        except (OSError, sqlite3.Error) as error:
-            raise RetrieverError(
-                f"cache file {self.file} cannot be used: {error}. Give a file on a disk of this machine, in a folder that can be written, that this "
-                "package made or that is not there yet"
-            ) from error
 
-    def _prepare(self) -> None:
-        database = self._database
-        deadline = time.monotonic() + 10
-        while True:  # of processes that open a new file at once, each but one finds it locked for a moment
+    def _connected(self) -> sqlite3.Connection:
+        if self._database is None:
             try:
-                database.execute("PRAGMA journal_mode=WAL")
-                database.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut perhaps the latest answers
-                database.execute("BEGIN IMMEDIATE")
-                break
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(_SHORTEST_PAUSE)
-        try:
-            ((application,),) = database.execute("PRAGMA application_id").fetchall()
-            ((version,),) = database.execute("PRAGMA user_version").fetchall()
-            ((tables,),) = database.execute("SELECT count(*) FROM sqlite_master").fetchall()
-            if (application, version, tables) == (0, 0, 0):
-                for statement in _TABLES:
-                    database.execute(statement)
-                database.execute(f"PRAGMA application_id={_APPLICATION}")
-                database.execute(f"PRAGMA user_version={_VERSION}")
-            elif application != _APPLICATION:
-                raise sqlite3.DatabaseError("it is the database of another application")
-            elif version != _VERSION:
-                raise sqlite3.DatabaseError(f"its version is {version}, and this package reads version {_VERSION}")
-            database.execute("COMMIT")
-        except BaseException:
-            database.close()
-            raise
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                database = sqlite3.connect(self.file, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+                _prepare(database)
+            except (OSError, sqlite3.Error) as error:
+                raise RetrieverError(
+                    f"cache file {self.file} cannot be used: {error}. Give a file on a disk of this machine, in a folder that can be written, that "
+                    "this package made or that is not there yet"
+                ) from error
+            self._database = database
+        return self._database
+
+    def _disconnect(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
 
     # -- the rest ------------------------------------------------------------------------------------------------------------------------
 
@@ -331,7 +314,7 @@ class DiskCached(Wrapped):
         """Close the file and the inner retriever."""
         super().close()
         with self._database_lock:
-            self._database.close()
+            self._disconnect()
 
     def __len__(self) -> int:
         return self._use(lambda database: int(database.execute("SELECT count(*) FROM answers").fetchone()[0]), 0)
@@ -341,6 +324,38 @@ class DiskCached(Wrapped):
 
     def __repr__(self) -> str:
         return f"DiskCached({self.retriever!r}, {str(self.file)!r})"
+
+
+def _prepare(database: sqlite3.Connection) -> None:
+    """Make the tables of a new file, or check that they are ours."""
+    deadline = time.monotonic() + 10
+    while True:  # of processes that open a new file at once, each but one finds it locked for a moment
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut perhaps the latest answers
+            database.execute("BEGIN IMMEDIATE")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(_SHORTEST_PAUSE)
+    try:
+        ((application,),) = database.execute("PRAGMA application_id").fetchall()
+        ((version,),) = database.execute("PRAGMA user_version").fetchall()
+        ((tables,),) = database.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        if (application, version, tables) == (0, 0, 0):
+            for statement in _TABLES:
+                database.execute(statement)
+            database.execute(f"PRAGMA application_id={_APPLICATION}")
+            database.execute(f"PRAGMA user_version={_VERSION}")
+        elif application != _APPLICATION:
+            raise sqlite3.DatabaseError("it is the database of another application")
+        elif version != _VERSION:
+            raise sqlite3.DatabaseError(f"its version is {version}, and this package reads version {_VERSION}")
+        database.execute("COMMIT")
+    except BaseException:
+        database.close()
+        raise
 
 
 def _passing(error: sqlite3.Error) -> bool:
@@ -356,3 +371,35 @@ def _portions(keys: Iterable[Hashable]) -> Iterator[list[Hashable]]:
 
 def _marks(keys: Sequence[Hashable]) -> str:
     return ",".join("?" * len(keys))
+
+
+# A forked process must not inherit an open SQLite file: its copy of the connection says that locks are held which its parent alone has. So the files
+# are closed before a fork, and each process opens them again when it next needs them.
+
+_CACHES: weakref.WeakSet[DiskCached] = weakref.WeakSet()
+_held: list[DiskCached] = []
+
+
+def _before_fork() -> None:
+    for cache in list(_CACHES):
+        cache._lock.acquire()
+        cache._database_lock.acquire()
+        cache._disconnect()
+        _held.append(cache)
+
+
+def _after_fork() -> None:
+    while _held:
+        cache = _held.pop()
+        cache._database_lock.release()
+        cache._lock.release()
+
+
+def _after_fork_in_child() -> None:
+    for cache in _held:
+        cache._begin()  # the threads that were asking are the parent's
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

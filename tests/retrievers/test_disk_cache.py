@@ -406,17 +406,31 @@ def test_threads_that_miss_the_same_key_at_once_ask_once(file):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_opens_the_file_again(file):
+def test_forked_processes_share_the_file_and_outlive_each_other(file):
+    """Each opens the file again, so that the one that ends first does not take the other's answers with it."""
     cached = DiskCached(Back(), file)
     ask(cached, "a")
-    connection = cached._database
+    begin, ended = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
+        os.read(begin[0], 1)
         ask(cached, "a", "b")
-        os._exit(0 if cached._database is not connection and counts(cached) == (1, 0, 2) else 1)
+        os.write(ended[1], b"x")
+        os.read(begin[0], 1)
+        for number in range(200):
+            ask(cached, f"late {number}")
+        os._exit(0 if counts(cached) == (1, 0, 202) else 1)
+    ask(cached, "c")
+    os.write(begin[1], b"x")
+    os.read(ended[0], 1)
+    cached.close()  # as when the parent ends
+    os.write(begin[1], b"x")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    ask(cached, "a", "b")
-    assert cached.misses == 1
+    inner = Back()
+    again = DiskCached(inner, file)
+    ask(again, "a", "b", "c", *[f"late {number}" for number in range(200)])
+    assert inner.calls == []
+    assert again._connected().execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 # -- files that are not what they should be ------------------------------------------------------------------------------------------------
@@ -491,15 +505,15 @@ def test_a_full_disk_stores_nothing_more_and_says_so_once(file, caplog):
     inner = Back()
     cached = DiskCached(inner, file)
     ask(cached, "before")
-    pages = cached._database.execute("PRAGMA page_count").fetchone()[0]
-    cached._database.execute(f"PRAGMA max_page_count={pages}")
+    pages = cached._connected().execute("PRAGMA page_count").fetchone()[0]
+    cached._connected().execute(f"PRAGMA max_page_count={pages}")
     with caplog.at_level(logging.WARNING):
         for number in range(300):
             assert ask(cached, f"{number}", top_k=5)[0][0].passage.title == str(number)
     assert len([record for record in caplog.records if "Cache file" in record.message]) == 1
     assert cached.errors > 0
     assert ask(cached, "before") == [[Hit(Passage("0", "before", "{} None"), 1 / 3)]]
-    cached._database.execute(f"PRAGMA max_page_count={pages + 100_000}")
+    cached._connected().execute(f"PRAGMA max_page_count={pages + 100_000}")
     calls = len(inner.calls)
     ask(cached, "after")
     ask(cached, "after")
@@ -508,7 +522,7 @@ def test_a_full_disk_stores_nothing_more_and_says_so_once(file, caplog):
 
 def test_a_locked_file_keeps_nobody_from_an_answer(file, caplog):
     cached = DiskCached(Back(), file)
-    cached._database.execute("PRAGMA busy_timeout=20")
+    cached._connected().execute("PRAGMA busy_timeout=20")
     holder = sqlite3.connect(file, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with caplog.at_level(logging.WARNING):
@@ -539,7 +553,7 @@ def test_files_that_may_not_grow_are_a_full_disk(file):
     assert done.stderr.count("Cache file") <= 1
     cached = DiskCached(Back(), file)  # and what is there is sound
     assert ask(cached, "a")[0][0].passage.title == "a"
-    assert cached._database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert cached._connected().execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 def test_a_retriever_without_a_stamp_is_an_error(file):
