@@ -8,9 +8,10 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ _BYTES_A_CALL = 16 << 20  # replies above 64 MB are refused by its client
 _MARGIN = 16
 _TIE = 1e-5
 _NOT_LOADED = 101
+_OPENING = threading.Lock()
 
 
 class MilvusCollectionError(RetrieverError):
@@ -249,7 +251,11 @@ class MilvusRetriever:
     def _open(self, show_progress: bool) -> None:
         """Make the collection where there is none, and fill in the rows that are not there yet."""
         if not self._call("has_collection"):
-            self._create()
+            try:
+                self._create()
+            except RetrieverUnavailable:
+                if not self._call("has_collection"):  # else another process made it meanwhile
+                    raise
         description = self._call("describe_collection")
         wanted = self._record()
         there = _parsed((description.get("properties") or {}).get(_RECORD) or description.get("description"))
@@ -360,7 +366,8 @@ def _connect(uri: str, timeout: float) -> Any:
         from pymilvus import MilvusClient
     except ImportError as error:
         raise RetrieverError("retriever 'milvus' needs pymilvus: pip install 'searchqa-gym[milvus]'") from error
-    with _lost("the connection"):
+    # Threads that open one folder of the embedded engine at once would lock each other out.
+    with _OPENING if "://" not in uri else nullcontext(), _lost("the connection"):
         return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=timeout)
 
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -230,6 +231,24 @@ def test_a_build_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch)
         assert best.passage == CORPUS[int(np.argmax(vectors @ encode([query])[0]))]
 
 
+def test_several_that_fill_one_collection_at_once_fill_it_once(tmp_path):
+    made, barrier = [], threading.Barrier(3)
+
+    def make():
+        barrier.wait()
+        made.append(MilvusRetriever(CORPUS, Drawn(), str(tmp_path / "together.db"), show_progress=False))  # noqa: F821 - defined by DRAWN
+
+    threads = [threading.Thread(target=make) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [retriever._count() for retriever in made] == [100] * 3
+    answers = [retriever.search([SearchRequest("river", 100)]) for retriever in made]
+    assert answers == [answers[0]] * 3
+    assert len({hit.passage.id for hit in answers[0][0]}) == 100
+
+
 def test_a_server_that_cannot_be_reached_is_a_lost_back_end(encoder):
     started = time.monotonic()
     with pytest.raises(RetrieverUnavailable, match="Milvus"):
@@ -244,6 +263,13 @@ def test_a_server_that_stops_is_a_lost_back_end_and_one_that_comes_back_answers(
         retriever = MilvusRetriever(CORPUS, encoder, f"http://127.0.0.1:{port}", timeout=3.0, show_progress=False)
         expected = retriever.search([SearchRequest("river", 3)])
         assert len(expected[0]) == 3
+        server.send_signal(signal.SIGSTOP)  # it takes connections and answers nothing
+        started = time.monotonic()
+        with pytest.raises(RetrieverUnavailable):
+            retriever.search([SearchRequest("river", 3)])
+        assert time.monotonic() - started < 30
+        server.send_signal(signal.SIGCONT)
+        assert _patiently(lambda: retriever.search([SearchRequest("river", 3)])) == expected
         server.kill()
         server.wait()
         for _ in range(2):
