@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from searchqa_retrievers.checks import check_request
 from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.online_providers import PROVIDERS, Found, clean_query, is_site
-from searchqa_retrievers.polite_http import Asker, Call, LoopThread, Pace, Service, check_service_url, read_key
+from searchqa_retrievers.polite_http import Asker, Call, LoopThread, Pace, Service, check_service_url, read_key, tls_context
 from searchqa_retrievers.summariser import Summariser
 from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverError, RetrieverUnavailable, SearchRequest, default_cache_key
 from searchqa_retrievers.web_pages import PageReader, Resolver, resolve
@@ -298,7 +298,8 @@ class _Process:
         import httpx2
 
         self.counters = online._counted()
-        self.client = httpx2.AsyncClient(timeout=None, limits=httpx2.Limits(max_connections=2 * online._parallel))  # `Asker` keeps the time
+        limits = httpx2.Limits(max_connections=2 * online._parallel)
+        self.client = httpx2.AsyncClient(verify=tls_context(), timeout=None, limits=limits)  # `Asker` keeps the time
         self.engine = Asker(self.client, online._service, self.counters, online._parallel, Pace(online._requests_per_second))
         summariser = online._summariser
         if summariser is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import threading
@@ -20,6 +21,8 @@ from searchqa_retrievers.http_formats import FormatError, from_json, to_json
 from searchqa_retrievers.types import RetrieverError, RetrieverUnavailable
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx2
 
 T = TypeVar("T")
@@ -206,6 +209,14 @@ class Asker:
                 if size > MOST_BYTES:
                     raise FormatError(f"an answer of more than {MOST_BYTES} bytes")
             return response.status_code, response.headers.get("Retry-After"), b"".join(parts)
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """The certificates that this process trusts; reading them takes longer than a search."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 class _Again(Exception):

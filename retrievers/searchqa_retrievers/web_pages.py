@@ -16,6 +16,7 @@ from urllib.parse import urljoin
 from urllib.robotparser import RobotFileParser
 
 from searchqa_retrievers.extraction_worker import Extractor
+from searchqa_retrievers.polite_http import tls_context
 from searchqa_retrievers.readable_text import UnreadablePage, decode, text_of_lines
 
 if TYPE_CHECKING:
@@ -142,7 +143,6 @@ class PageReader:
         resolve: Resolver = resolve,
     ) -> None:
         import httpcore2
-        import httpx2
 
         self._headers: dict[bytes | str, bytes | str] = {
             "User-Agent": user_agent,
@@ -163,7 +163,7 @@ class PageReader:
         self._extractor = Extractor()
         checked = _CheckedConnections(resolve, self._is_allowed)
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=httpx2.create_ssl_context(),
+            ssl_context=tls_context(),
             max_connections=2 * parallel,  # a page may wait for its robots.txt
             max_keepalive_connections=parallel,
             keepalive_expiry=5.0,

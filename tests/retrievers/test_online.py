@@ -58,7 +58,7 @@ class Loopback:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            wbufsize = -1  # head and body in one piece
+            disable_nagle_algorithm = True
 
             def do_GET(self):
                 url = urlsplit(self.path)

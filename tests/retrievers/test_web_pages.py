@@ -48,6 +48,7 @@ class Site:
 
         class Handler(BaseHTTPRequestHandler):
             wbufsize = -1
+            disable_nagle_algorithm = True
 
             def do_GET(self):
                 outer.asked.append((self.path, dict(self.headers.items())))
