@@ -110,8 +110,8 @@ Examples:
     "serve": Command(
         "serve_command",
         "be a search server over a corpus, for this package and for the clients of Search-R1, R1-Searcher and ZeroSearch",
-        """usage: searchqa serve --corpus FILE [--retriever NAME] [--host HOST] [--port PORT] [--top-k K] [key=value ...]
-       searchqa serve env=NAME [env.key=value ...] [--host HOST] [--port PORT] [--top-k K]
+        """usage: searchqa serve --corpus FILE [--retriever NAME] [--host HOST] [--port PORT] [--top-k K] [--waiting N] [key=value ...]
+       searchqa serve env=NAME [env.key=value ...] [--host HOST] [--port PORT] [--top-k K] [--waiting N]
 
 FILE has one passage a line (.jsonl or .jsonl.gz); key=value are options of the retriever, each value in YAML. With env=NAME it serves the retriever
 that an environment has by itself; the generated world is searched over HTTP by env.retriever.name=http beside the same other env words.
@@ -121,6 +121,7 @@ GET /health, /ready, /stamp, /metrics. Ctrl-C or SIGTERM stops it, once what is 
   --host 127.0.0.1         another address than loopback needs a token, in $SEARCHQA_RETRIEVER_TOKEN
   --port 8000              0: any that is free
   --top-k 3                passages for each query where a request leaves the number open
+  --waiting 16384          searches that may wait; beyond them a request is told to come back (503)
 
 Examples:
   searchqa serve --corpus corpus.jsonl

@@ -24,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
 def main(line: Sequence[str]) -> int:
     """Run ``searchqa serve <line>`` until it is told to stop."""
     from searchqa_agents.cli import UsageError
-    from searchqa_retrievers.http_server import check_exposure, check_installed, serve
+    from searchqa_retrievers.http_server import Limits, check_exposure, check_installed, serve
 
     parser = _Parser(prog="searchqa serve", add_help=False, allow_abbrev=False)
     parser.add_argument("--corpus")
@@ -32,10 +32,12 @@ def main(line: Sequence[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--top-k", type=int, default=3)
+    parser.add_argument("--waiting", type=int, default=Limits.waiting)
     parser.add_argument("options", nargs="*")
     words = parser.parse_intermixed_args(line)
-    if words.top_k < 1 or not 0 <= words.port <= 65535:
-        raise UsageError(f"--top-k must be at least 1 and --port 0 to 65535; got {words.top_k} and {words.port}.")
+    if words.top_k < 1 or words.waiting < 1 or not 0 <= words.port <= 65535:
+        got = f"{words.top_k}, {words.waiting} and {words.port}"
+        raise UsageError(f"--top-k and --waiting must be at least 1 and --port 0 to 65535; got {got}.")
     of_env = [word for word in words.options if word.startswith(("env=", "env."))]
     options = [word for word in words.options if word not in of_env]
     if bool(of_env) == (words.corpus is not None):
@@ -52,7 +54,8 @@ def main(line: Sequence[str]) -> int:
         retriever, filters = _of_environment(of_env)
     else:
         retriever = _over_corpus(words.corpus, words.retriever or "bm25", options)
-    serve(retriever, words.host, words.port, token=token, default_top_k=words.top_k, ready_filters=filters)
+    limits = Limits(waiting=words.waiting)
+    serve(retriever, words.host, words.port, token=token, default_top_k=words.top_k, limits=limits, ready_filters=filters)
     return 0
 
 

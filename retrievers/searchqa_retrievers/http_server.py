@@ -345,6 +345,7 @@ def serve(
     *,
     token: str | None = None,
     default_top_k: int = DEFAULT_TOP_K,
+    limits: Limits | None = None,
     ready_filters: Mapping[str, str] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are still answered. The arguments are those of :func:`create_app`.
@@ -358,7 +359,7 @@ def serve(
     check_installed()
     import uvicorn
 
-    app = create_app(retriever, token=token, default_top_k=default_top_k, ready_filters=ready_filters)
+    app = create_app(retriever, token=token, default_top_k=default_top_k, limits=limits, ready_filters=ready_filters)
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=STOP_SECONDS, access_log=False)
 
 

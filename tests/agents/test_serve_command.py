@@ -85,6 +85,7 @@ def test_it_serves_what_an_environment_searches() -> None:
         (["--corpus", "c.jsonl", "--port", "many"], 2, "invalid int value"),
         (["--corpus", "c.jsonl", "--port", "70000"], 2, "70000"),
         (["--corpus", "c.jsonl", "--top-k", "0"], 2, "--top-k"),
+        (["--corpus", "c.jsonl", "--waiting", "0"], 2, "--waiting"),
         (["--corpus", "c.jsonl", "preset"], 2, "key=value"),
         (["--corpus", "c.jsonl", "--host", "0.0.0.0"], 1, "needs a token"),
         (["--corpus", "c.jsonl", "--retriever", "bm26"], 1, "'bm26'"),

@@ -7,8 +7,9 @@
 compared with the one that the same retriever gives in this process: "mixed up" counts those that differ. A call is "lost" if it has neither an
 answer nor RetrieverUnavailable within its deadline. Either makes the exit code 1.
 
-In a storm the server is killed (SIGKILL) and started again all the time, and the clients reach it through a proxy that spoils a share of the
-answers: late, after the client has given up; 500; 503 with Retry-After, as of a full queue; truncated; not of the format; no answer at all.
+In a storm the server, which lets few searches wait and turns the others away (503), is killed (SIGKILL) and started again all the time, and the
+clients reach it through a proxy that spoils a share of the answers: late, after the client has given up; 500; 503 with Retry-After; truncated;
+not of the format; no answer at all.
 The proxy alone, for other tests:
 
     python tests/benchmarks/bench_http.py --proxy-to 8000 --share 0.3
@@ -122,7 +123,8 @@ class Proxy:
             if fault == "truncated":
                 writer.write((answer.head + answer.body)[: len(answer.head) + len(answer.body) // 2])
                 return False
-            self.counts["passed on"] += words[0] == b"POST"
+            full = answer.head.startswith(b"HTTP/1.1 503")
+            self.counts["full queue" if full else "passed on"] += words[0] == b"POST"
             writer.write(answer.head + answer.body)
         await writer.drain()
         return True
@@ -326,6 +328,7 @@ def main() -> int:
     parser.add_argument("--storm", action="store_true")
     parser.add_argument("--share", type=float, default=0.1, help="of the answers that a storm spoils")
     parser.add_argument("--late", type=float, default=3.0, help="seconds that a late answer takes; clients wait 2")
+    parser.add_argument("--waiting", type=int, default=16, help="searches that the server lets wait, in a storm")
     parser.add_argument("--kill-every", type=float, default=10.0, help="seconds, in a storm")
     parser.add_argument("--retries", type=int, default=4, help="of the clients")
     parser.add_argument("--corpus", type=Path, help="default: a made-up one")
@@ -345,7 +348,7 @@ def main() -> int:
         answers = BM25Retriever(corpus).search([SearchRequest(query, TOP_K) for query in queries])
         expected = dict(zip(queries, answers, strict=True))
         print(f"{len(corpus):,} passages, {len(expected):,} queries, 1 to 4 in a call, top {TOP_K}", flush=True)
-        port, words = free_port(), ["--corpus", str(path)]
+        port, words = free_port(), ["--corpus", str(path), *(["--waiting", str(arguments.waiting)] if arguments.storm else [])]
         servers = [start_server(port, *words)]
         stack.callback(lambda: (servers[-1].kill(), servers[-1].communicate()))
         until_ready(port, servers[-1])
@@ -392,7 +395,7 @@ def under_storm(
         faults.subtract(before)
         print(
             f"    killed {len(servers) - started}; "
-            + ", ".join(f"{name} {faults[name]:,}" for name in (*FAULTS, "server gone", "passed on"))
+            + ", ".join(f"{name} {faults[name]:,}" for name in (*FAULTS, "full queue", "server gone", "passed on"))
         )
         print("    " + ", ".join(f"{name.removeprefix('search/http_')} {value:,.0f}" for name, value in calls.counters.items()), flush=True)
     return calls
