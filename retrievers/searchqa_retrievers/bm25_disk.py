@@ -88,7 +88,7 @@ class DiskBM25Retriever:
         cache_dir: str | Path | None = None,
         show_progress: bool = True,
         *,
-        rescore_factor: int = 16,
+        rescore_factor: int = 8,
     ) -> None:
         if isinstance(rescore_factor, bool) or not isinstance(rescore_factor, int) or rescore_factor < 1:
             raise RetrieverError(f"rescore_factor must be a whole number of at least 1, got {rescore_factor!r}")

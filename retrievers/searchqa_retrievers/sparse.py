@@ -24,7 +24,7 @@ def make(
     stopwords: Any = "en",
     stemmer: str | None = "english",
     backend: str = "auto",
-    rescore_factor: int = 16,
+    rescore_factor: int = 8,
     cache_dir: str | None = None,
     show_progress: bool = True,
 ) -> Retriever:

@@ -291,7 +291,7 @@ def test_stamp_has_what_a_result_depends_on(cache):
     assert DiskBM25Retriever(corpus, stopwords=["of"], cache_dir=cache).stamp() == {
         "retriever": "bm25",
         "backend": "disk",
-        "rescore_factor": 16,
+        "rescore_factor": 8,
         "tantivy": tantivy.__version__,
         "k1": 1.5,
         "b": 0.75,
