@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import zlib
+from array import array
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.dense_index import PassageEncoder
+from searchqa_retrievers.stored_corpus import sort_ids
 from searchqa_retrievers.types import RetrieverError
 
 _LEAST_COSINE = 0.95  # E5 gives unrelated texts 0.7 to 0.85; half precision and another cut of long texts cost far less
@@ -74,15 +76,10 @@ def open_faiss_file(file: str | Path, rows: str | Path, corpus: Corpus, encoder:
         raise RetrieverError(
             f"the vectors of {file} have {dimension} numbers, those of the encoder {encoder.dimension}; name its own encoder"
         )
-    ids = _ids(Path(rows))
-    if len(ids) != n:
-        raise RetrieverError(f"{file} has {n} vectors, but {rows} has {len(ids)} lines; they must be of one publication")
-    known = {id_: place for place, id_ in enumerate(corpus.ids)}
-    if len(corpus) != n or any(id_ not in known for id_ in ids) or len(set(ids)) != n:
-        raise RetrieverError(f"the ids of {rows} are not those of the corpus of {len(corpus)} passages; read the corpus from that file")
+    places = _places(Path(rows), n, corpus, str(file))
     vectors: npt.NDArray[np.float32] = faiss.rev_swig_ptr(storage.get_xb(), n * dimension).reshape(n, dimension)
     vectors.flags.writeable = False  # a write to the mapped file would end the process
-    opened = FaissFile(index, vectors, np.array([known[id_] for id_ in ids], dtype=np.int64), is_graph, "")
+    opened = FaissFile(index, vectors, places, is_graph, "")
     sample = np.unique(np.linspace(0, n - 1, _SAMPLE).astype(np.int64))
     _check_vectors(opened, sample, corpus, encoder, str(file))
     digest = hashlib.sha256(json.dumps([n, dimension, corpus.sha256]).encode())
@@ -90,14 +87,29 @@ def open_faiss_file(file: str | Path, rows: str | Path, corpus: Corpus, encoder:
     return opened._replace(key=digest.hexdigest()[:32])
 
 
-def _ids(rows: Path) -> list[str]:
+def _places(rows: Path, n: int, corpus: Corpus, file: str) -> npt.NDArray[np.int64]:
+    """Position in the corpus of the passage of each line. Tens of millions of ids are kept as bytes, never as so many objects."""
+    ids, ends = bytearray(), array("q", [0])
     try:
         with gzip.open(rows, "rb") if rows.suffix == ".gz" else rows.open("rb") as lines:
-            return [str(json.loads(line)["id"]) for line in lines if line.strip()]
+            for line in lines:
+                if line.strip():
+                    ids += str(json.loads(line)["id"]).encode("utf-8", "surrogatepass")
+                    ends.append(len(ids))
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise RetrieverError(
             f"cannot read the ids of {rows}: {type(error).__name__}: {error}; give the corpus file of the index"
         ) from error
+    if len(ends) != n + 1:
+        raise RetrieverError(f"{file} has {n} vectors, but {rows} has {len(ends) - 1} lines; they must be of one publication")
+    order, repeated = sort_ids(np.frombuffer(ids, dtype=np.uint8), np.frombuffer(ends, dtype=np.int64))
+    in_order = (ids[ends[row] : ends[row + 1]] for row in order)
+    known = (id_.encode("utf-8", "surrogatepass") for id_ in corpus.ids)
+    if len(corpus) != n or len(repeated) or any(one != other for one, other in zip(in_order, known, strict=True)):
+        raise RetrieverError(f"the ids of {rows} are not those of the corpus of {len(corpus)} passages; read the corpus from that file")
+    places = np.empty(n, dtype=np.int64)
+    places[order] = np.arange(n)
+    return places
 
 
 def _check_vectors(opened: FaissFile, sample: npt.NDArray[np.int64], corpus: Corpus, encoder: PassageEncoder, name: str) -> None:

@@ -8,8 +8,11 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from searchqa_retrievers import Corpus, RetrieverError, SearchRequest
+from searchqa_retrievers import faiss_file as module
 from searchqa_retrievers.dense import DenseRetriever
 
 faiss = pytest.importorskip("faiss", reason="dense search needs faiss-cpu")
@@ -121,3 +124,20 @@ def test_half_of_the_arguments_are_refused(encoder, rows, tmp_path):
         dense(rows, encoder, tmp_path, faiss_file=tmp_path / "x")
     with pytest.raises(RetrieverError, match="storage must be 'float32'"):
         dense(rows, encoder, tmp_path, faiss_file=tmp_path / "x", faiss_rows=rows, storage="float16")
+
+
+@given(
+    ids=st.lists(st.text(max_size=12).filter(lambda text: "\n" not in text), min_size=1, max_size=40, unique=True),
+    shuffled=st.randoms(use_true_random=False),
+)
+@settings(max_examples=60, deadline=None)
+def test_each_line_has_the_position_of_its_id(tmp_path_factory, ids, shuffled):
+    """Ids of any characters, also such that one is the beginning of another."""
+    corpus = Corpus.from_passages((id_, "", "text") for id_ in ids)
+    shuffled.shuffle(ids)
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    file.write_text("".join(json.dumps({"id": id_}) + "\n" for id_ in ids))
+    assert module._places(file, len(ids), corpus, "file").tolist() == [corpus.ids.index(id_) for id_ in ids]
+    file.write_text("".join(json.dumps({"id": id_}) + "\n" for id_ in [*ids[:-1], ids[0] if len(ids) > 1 else "another" * 3]))
+    with pytest.raises(RetrieverError, match="are not those of the corpus"):
+        module._places(file, len(ids), corpus, "file")
