@@ -22,7 +22,8 @@ from searchqa_retrievers.wrapped import Wrapped, check_answers
 
 logger = logging.getLogger(__name__)
 
-LEASE = 30.0
+LEASE = 10.0
+PATIENCE = 120.0
 MAX_ENTRIES = 1_000_000
 _APPLICATION = 0x53514331  # "SQC1", which tells the file from other applications' databases
 _VERSION = 1
@@ -60,7 +61,9 @@ class DiskCached(Wrapped):
     max_entries : int
         At least 1.
     lease : float
-        Seconds that a claim holds, and that others wait at most. Longer than the back end may take for one call.
+        Seconds after which the claim of a killed process lapses; a living one renews its own.
+    patience : float
+        Seconds that one waits for the answer of another.
 
     Raises
     ------
@@ -68,11 +71,19 @@ class DiskCached(Wrapped):
         The file is not such a cache, is damaged, or cannot be written; the retriever has no stamp.
     """
 
-    def __init__(self, retriever: Retriever, file: str | os.PathLike[str], max_entries: int = MAX_ENTRIES, lease: float = LEASE) -> None:
+    def __init__(
+        self,
+        retriever: Retriever,
+        file: str | os.PathLike[str],
+        max_entries: int = MAX_ENTRIES,
+        lease: float = LEASE,
+        patience: float = PATIENCE,
+    ) -> None:
         if isinstance(max_entries, bool) or not isinstance(max_entries, int) or max_entries < 1:
             raise RetrieverError(f"max_entries of a cache file must be a whole number of at least 1, got {max_entries!r}")
-        if not 0 < lease < float("inf"):
-            raise RetrieverError(f"lease of a cache file must be a number of seconds above 0, got {lease!r}")
+        for name, seconds in (("lease", lease), ("patience", patience)):
+            if not 0 < seconds < float("inf"):
+                raise RetrieverError(f"{name} of a cache file must be a number of seconds above 0, got {seconds!r}")
         super().__init__(retriever)
         if not hasattr(retriever, "stamp"):
             raise RetrieverError(
@@ -80,7 +91,7 @@ class DiskCached(Wrapped):
             )
         self.file = Path(file)
         self.max_entries = max_entries
-        self.lease = lease
+        self.lease, self.patience = lease, patience
         self.hits = self.joins = self.misses = self.errors = 0
         self._warned = False
         self._lock = threading.Lock()  # of the counters and of what is under way
@@ -120,7 +131,7 @@ class DiskCached(Wrapped):
                 with self._lock:
                     self._in_flight.end(begun, own, found or None)
         if joined:
-            others = wait(joined, self.lease)
+            others = wait(joined, self.patience)
             alone = {key: by_key[key] for key in joined if key not in others}
             found |= others
             if alone:
@@ -138,7 +149,7 @@ class DiskCached(Wrapped):
         found: Answers = self._read(requests)
         missing = {key: request for key, request in requests.items() if key not in found}
         asked = waited = 0
-        deadline = time.monotonic() + self.lease
+        deadline = time.monotonic() + self.patience
         pause = _SHORTEST_PAUSE
         first = True
         while missing:
@@ -163,17 +174,33 @@ class DiskCached(Wrapped):
 
     def _ask(self, requests: Requests) -> Answers:
         """Ask the retriever and store its answers; without an answer, others may ask."""
-        answered = False
+        answered, ended = False, threading.Event()
+        threading.Thread(target=self._renew, args=(list(requests), ended), daemon=True).start()
         try:
             answers = self.retriever.search(list(requests.values()))
             check_answers(self.name, len(answers), len(requests))
             answered = True
         finally:
+            ended.set()
             if not answered:
                 self._use(lambda database: self._give_up(database, requests), None, write=True)
         found: Answers = dict(zip(requests, answers, strict=True))
         self._store(found)
         return found
+
+    def _renew(self, keys: Sequence[Hashable], ended: threading.Event) -> None:
+        """Keep our claims while the retriever is asked."""
+
+        def write(database: sqlite3.Connection) -> None:
+            until = time.time() + self.lease
+            rows = [(until, key, self._owner) for key in keys]
+            database.executemany("UPDATE claims SET until = ? WHERE key = ? AND owner = ?", rows)
+
+        while not ended.wait(self.lease / 3):
+            try:
+                self._use(write, None, write=True)
+            except RetrieverError:  # a damaged file, of which the thread that asks will hear when it stores the answer
+                return
 
     # -- the file ------------------------------------------------------------------------------------------------------------------------
 
@@ -320,7 +347,7 @@ class DiskCached(Wrapped):
         return self._use(lambda database: int(database.execute("SELECT count(*) FROM answers").fetchone()[0]), 0)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return DiskCached, (self.retriever, self.file, self.max_entries, self.lease)
+        return DiskCached, (self.retriever, self.file, self.max_entries, self.lease, self.patience)
 
     def __repr__(self) -> str:
         return f"DiskCached({self.retriever!r}, {str(self.file)!r})"
