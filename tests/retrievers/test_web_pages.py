@@ -716,10 +716,10 @@ def test_a_page_that_cannot_be_had_leaves_the_snippet(site, sites, monkeypatch):
         {"title": "Neither", "link": url_of(site, "/neither")},
         {"title": "Forbidden", "link": url_of(site, "/private"), "snippet": "snippet 5"},
     ]
+    site.pages["/page"] = html()
     site.pages["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /private")
-    site.pages["/search"] = (200, {}, json.dumps({"organic": results}).encode())
     engine = sites()
-    engine.pages = {"/search": site.pages["/search"]}
+    engine.pages = {"/search": (200, {}, json.dumps({"organic": results}).encode())}
     engine.server.RequestHandlerClass.do_POST = engine.server.RequestHandlerClass.do_GET
     retriever = Online(url=f"http://127.0.0.1:{engine.port}/search", pages="page", allow_hosts=["pages.test"], resolve=to_loopback)
     try:
@@ -728,7 +728,7 @@ def test_a_page_that_cannot_be_had_leaves_the_snippet(site, sites, monkeypatch):
     finally:
         retriever.close()
     assert [(hit.passage.title, hit.passage.text) for hit in hits] == [
-        ("Good", "The Vistula is a river."),
+        ("Good", "Vistula\n" + SENTENCES.strip()),
         ("Gone", "snippet 2"),
         ("Inside", "snippet 3"),
         ("Forbidden", "snippet 5"),
