@@ -163,9 +163,14 @@ def _build(arguments: argparse.Namespace) -> int:
 
     root = _root(arguments)
     config = _config(arguments)
+    if isinstance(config.get("cache_dir"), str):
+        root = Path(config["cache_dir"]).expanduser()
     with _said_on_stderr():
         corpus = _open(arguments)
-        parts = list(_parts(config, corpus, root))
+        try:
+            parts = list(_parts(config, corpus, root))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise IndexCommandError(f"The options of retriever {arguments.retriever!r} cannot be understood: {error}.") from error
         short = _say_needs(arguments, corpus, parts, root)
         if arguments.needs:
             return 1 if short else 0

@@ -82,6 +82,14 @@ def test_an_index_is_built_listed_and_verified(corpus: str, cache: Path, capsys:
     assert "as written" in capsys.readouterr().out
 
 
+def test_a_cache_folder_among_the_options_is_where_the_index_is(
+    corpus: str, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, built = told(capsys, "build", "--corpus", corpus, f"cache_dir={tmp_path / 'own'}")
+    assert [Path(index["folder"]).parent for index in built["written"]] == [tmp_path / "own" / "bm25"]
+    assert not cache.exists()
+
+
 def test_what_is_complete_is_not_written_again(corpus: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(told(capsys, "build", "--corpus", corpus)[1]["written"]) == 1
     assert told(capsys, "build", "--corpus", corpus)[1]["written"] == []
@@ -209,6 +217,10 @@ def test_a_wrong_line_has_a_message_and_the_exit_code_2(
         (("build", "--corpus", "no-such-file.jsonl"), "no-such-file.jsonl"),
         (("build", "--corpus", "{corpus}", "colour=red"), "no option colour"),
         (("build", "--corpus", "{corpus}", "--retriever", "bm26"), "bm26"),
+        (("build", "--corpus", "{corpus}", "stopwords=5"), "cannot be understood"),
+        (("build", "--corpus", "{corpus}", "--retriever", "hybrid", "retrievers=5"), "cannot be understood"),
+        (("build", "--corpus", "{corpus}", "--retriever", "dense", "encoder={{model: x, colour: red}}"), "cannot be understood"),
+        (("build", "--corpus", "{corpus}", "--retriever", "dense", "encoder=no-such-preset"), "no-such-preset"),
         (("bench", "--corpus", "{corpus}", "--questions", "no-such-questions.jsonl"), "no-such-questions.jsonl"),
     ],
 )
