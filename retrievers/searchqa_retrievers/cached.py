@@ -12,7 +12,7 @@ from searchqa_retrievers.in_flight import Answers, Flight, InFlight, wait
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest
 from searchqa_retrievers.wrapped import Wrapped, check_answers
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 class Cached(Wrapped):

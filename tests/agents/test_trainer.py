@@ -405,3 +405,30 @@ def test_rollout_metrics_by_hand(episode):
     assert rollout_metrics(episodes[2:]).keys() == {
         "charts/backend_errors", "charts/tokens", "time/model", "time/search", "time/environment",
     }  # fmt: skip
+
+
+def test_the_searches_of_a_rollout_are_summed_over_the_processes_and_told_at_once():
+    class Two(Parallel):
+        """As if another process had done the same."""
+
+        def summed(self, values):
+            return {name: 2 * value for name, value in values.items()}
+
+    alone, together, told = {}, {}, {}
+    for parallel, metrics in ((Parallel(), alone), (Two(), together)):
+        venv = make_env(reward=some_reward)
+        before = venv.unwrapped.search_counters()["search/searches"]
+        told.clear()
+        train(
+            make_policy(),
+            venv,
+            "grpo",
+            get_algorithm("grpo").config(**{**SMALL, "steps": 2}),
+            on_step=lambda step, values, metrics=metrics: metrics.update({step: dict(values)}),
+            on_search=lambda step, counters: told.update({step: counters}),
+            parallel=parallel,
+        )
+        own = venv.unwrapped.search_counters()["search/searches"] - before
+        assert sum(values["search/searches"] for values in metrics.values()) == own * (2 if metrics is together else 1) > 0
+    assert alone[1]["search/searches"] * 2 == together[1]["search/searches"] == told[0]["search/searches"]
+    assert alone[1]["search/duplicate_fraction"] == together[1]["search/duplicate_fraction"]
