@@ -73,6 +73,7 @@ class EpisodeSlot:
             "prompt": rules.prompt,
             "max_turns": rules.max_turns,
             "max_context_tokens": rules.max_context_tokens,
+            **({} if rules.dialect.controls is None else {"search_controls": rules.dialect.controls.stamp()}),
         }
 
     def get_state(self, rng: np.random.Generator) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import searchqa_envs  # noqa: F401 - registers the ids
 from searchqa_envs.configuration import build_rules
 from searchqa_envs.dialects import BARE_PROMPT, DIALECTS, SEARCH_R1_INVALID, get_dialect
 from searchqa_envs.episode_types import Action, ControlledSearch, restored_action
-from searchqa_envs.errors import ConfigurationError
+from searchqa_envs.errors import ConfigurationError, EpisodeStateError
 from searchqa_envs.search_controls import Controls, SearchControls
 from searchqa_envs.testing import SearchEnvContract
 from searchqa_retrievers import Hit, Passage, SearchRequest
@@ -259,6 +259,14 @@ def test_an_episode_goes_on_from_its_state(small_data: Path) -> None:
     assert again.episode_view() == env.episode_view()
     assert again.episode_view().turns[0].action.controls == Controls(2, (("title", "a"),))
     assert step(again, "<answer> x </answer>")[1:4] == step(env, "<answer> x </answer>")[1:4]
+
+
+def test_a_state_goes_on_only_where_the_controls_are_the_same(small_data: Path) -> None:
+    env = make(small_data)
+    env.reset(seed=3)
+    for other in (None, {"top_k": 5}):
+        with pytest.raises(EpisodeStateError, match="same arguments"):
+            make(small_data, search_controls=other).set_state(env.get_state())
 
 
 def test_states_of_plain_searches_are_as_they_were(small_data: Path) -> None:

@@ -500,6 +500,14 @@ def test_other_retrievers_and_wrong_settings():
     assert source.build_retriever({"name": "bm25", "b": 0.5}).stamp()["b"] == 0.5
 
 
+def test_stamps_of_compositions_name_no_corpus_but_the_worlds():
+    source = WorldSource()
+    stamp = source.build_retriever({"name": "hybrid", "retrievers": ["bm25", {"name": "filtered", "retriever": "bm25"}]}).stamp()
+    assert stamp["corpus_sha256"] == source.stamp()["corpus_sha256"]
+    assert json.dumps(stamp).count("sha256") == 1
+    assert [inner["retriever"] for inner in stamp["retrievers"]] == ["bm25", "filtered"]
+
+
 def test_few_worlds_are_kept():
     source = WorldSource("train", "easy", entities=20_000)
     assert source.worlds_in_memory == 2

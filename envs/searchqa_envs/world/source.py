@@ -235,7 +235,7 @@ class WorldRetriever:
         self.name: str = empty.name
         self.needs_gold: bool = getattr(empty, "needs_gold", False)
         self._cache_key: Callable[[SearchRequest], Hashable] = empty.cache_key
-        self._settings = {key: value for key, value in empty.stamp().items() if key not in ("corpus_sha256", "passages")}
+        self._settings: dict[str, Any] = _without_corpus(empty.stamp())
         self._engines = _Recent(make, source.worlds_in_memory)
         self._recipe = _recipe(source)
         self._splits: dict[str, WorldRetriever] = {}
@@ -338,6 +338,13 @@ def _recipe(source: WorldSource) -> str:
     """Hash of what, beside the split and the number, the pages of a world follow from."""
     settings = [GENERATOR_VERSION, source.world_seed, asdict(source.preset)]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_corpus(stamp: Any) -> Any:
+    """A stamp, those of inner retrievers included, without the corpus, which is another one in each world."""
+    if isinstance(stamp, Mapping):
+        return {key: _without_corpus(value) for key, value in stamp.items() if key not in ("corpus_sha256", "passages")}
+    return [_without_corpus(value) for value in stamp] if isinstance(stamp, list) else stamp
 
 
 def _no_corpus() -> NoReturn:
