@@ -1,8 +1,8 @@
 """Finds the text of pages in processes of their own, which can be ended: a page of 2 MB can keep an HTML parser busy for minutes.
 
-``python -m searchqa_retrievers.extraction_worker`` is such a process. It reads pages from standard input and writes texts to standard output, each as UTF-8
-after its length in bytes (8 bytes, big-endian); the length of a text is followed by one more byte, 1 where it is a text and 0 where it is the
-reason why there is none. It gets no environment variables, so no keys.
+``python -m searchqa_retrievers.extraction_worker`` is such a process. It writes a dot when its libraries are loaded; then it reads pages from standard input and
+writes texts to standard output, each as UTF-8 after its length in bytes (8 bytes, big-endian). After the length of a text comes one more byte: 1 where it is
+a text, 0 where it is the reason why there is none. It gets no environment variables of its parent but the search paths, so no keys.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ logger = logging.getLogger(__name__)
 
 EXTRACTION_SECONDS = 10.0
 """Longest time for one page."""
+START_SECONDS = 60.0
+"""Longest time for a process to load its libraries."""
 WORKERS = 2
 MOST_PAGES = 500
 """A process is replaced after so many pages, should a library have kept something of them."""
 
+_READY = b"."
 _LENGTH = struct.Struct(">Q")
 _ANSWER = struct.Struct(">Q?")
 
@@ -42,6 +45,8 @@ class Extractor:
             worker = self._idle.pop() if self._idle else _Worker(await _start())
             reusable = False
             try:
+                async with asyncio.timeout(START_SECONDS):
+                    await worker.be_ready()
                 async with asyncio.timeout(EXTRACTION_SECONDS):
                     text = await worker.text_of_html(page)
                 reusable = worker.pages < MOST_PAGES
@@ -49,7 +54,7 @@ class Extractor:
                 reusable = worker.pages < MOST_PAGES
                 raise
             except TimeoutError:
-                raise UnreadablePage(f"its text was not found in {EXTRACTION_SECONDS:g} s") from None
+                raise UnreadablePage("its text was not found in time") from None
             except (EOFError, OSError) as error:
                 logger.warning("the process %d, which looked for the text of a page, was lost", worker.process.pid)
                 raise UnreadablePage(f"the process that looked for its text was lost: {error}") from error
@@ -72,6 +77,13 @@ class _Worker:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.pages = 0
+        self._ready = False
+
+    async def be_ready(self) -> None:
+        if not self._ready:
+            assert self.process.stdout is not None
+            await self.process.stdout.readexactly(len(_READY))
+            self._ready = True
 
     async def text_of_html(self, page: str) -> str:
         stdin, stdout = self.process.stdin, self.process.stdout
@@ -106,7 +118,11 @@ async def _start() -> asyncio.subprocess.Process:
 
 
 def serve(pages: BinaryIO, texts: BinaryIO) -> None:
-    """Answer pages until there are no more."""
+    """Say that the libraries are loaded, and answer pages until there are no more."""
+    import trafilatura  # noqa: F401
+
+    texts.write(_READY)
+    texts.flush()
     while len(head := pages.read(_LENGTH.size)) == _LENGTH.size:
         page = pages.read(_LENGTH.unpack(head)[0]).decode()
         if hasattr(signal, "alarm"):

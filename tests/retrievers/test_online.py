@@ -5,6 +5,7 @@ All servers are on the loopback and answer in the form that the engines document
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import logging
@@ -497,6 +498,7 @@ def test_requests_of_a_call_go_out_together_within_the_limit(online):
             if together == 4:
                 full.set()
         assert full.wait(10)
+        time.sleep(0.1)  # for those that ought not to be here
         with lock:
             together -= 1
         return as_json(serper(asked))
@@ -506,15 +508,41 @@ def test_requests_of_a_call_go_out_together_within_the_limit(online):
     assert most == 4
 
 
-def test_a_rate_is_kept(online):
-    times = []
+def test_a_rate_is_kept(monkeypatch):
+    now, slept = 100.0, []
 
-    def answer(asked):
-        times.append(time.monotonic())
-        return as_json(serper(asked))
+    async def sleep(seconds):
+        slept.append(seconds)
 
-    online(answer=answer, requests_per_second=50).search([SearchRequest(f"query {n}", 1) for n in range(10)])
-    assert max(times) - min(times) >= 8 / 50  # nine gaps of 1/50 s when they are sent
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(module, "asyncio", SimpleNamespace(sleep=sleep))
+    pace = module.Pace(4)
+    for _ in range(4):
+        asyncio.run(pace.wait())
+    assert slept == [0.25, 0.5, 0.75]
+    now = 100.8
+    asyncio.run(pace.wait())
+    assert slept[3:] == [pytest.approx(0.2)]
+    now = 200.0
+    asyncio.run(pace.wait())
+    assert len(slept) == 4
+
+
+def test_tries_keep_the_rate_too(online):
+    retriever = online(answer=then_well((500, {}, b"")), requests_per_second=1000)
+    waits = []
+    retriever.search([SearchRequest("a", 1)])
+    pace = retriever._process().engine._pace
+    wait = pace.wait
+
+    async def counted():
+        waits.append(1)
+        await wait()
+
+    pace.wait = counted
+    ENGINES[retriever].answer = then_well((500, {}, b""), (500, {}, b""))
+    retriever.search([SearchRequest("b", 1)])
+    assert len(waits) == 3
 
 
 def test_an_address_that_comes_twice_is_one_passage(online):
