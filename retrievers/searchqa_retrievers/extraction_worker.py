@@ -1,8 +1,8 @@
 """Finds the text of pages in processes of their own, which can be ended: a page of 2 MB can keep an HTML parser busy for minutes.
 
-``python -m searchqa_retrievers.extraction_worker`` is such a process. It writes a dot when its libraries are loaded; then it reads pages from standard input and
-writes texts to standard output, each as UTF-8 after its length in bytes (8 bytes, big-endian). After the length of a text comes one more byte: 1 where it is
-a text, 0 where it is the reason why there is none. It gets no environment variables of its parent but the search paths, so no keys.
+``python -m searchqa_retrievers.extraction_worker`` is such a process. It writes a dot when its libraries are loaded; then it reads pages from standard input
+and writes texts to standard output, each as UTF-8 after its length in bytes (8 bytes, big-endian). After the length of a text comes one more byte: 1 where it
+is a text, 0 where it is the reason why there is none. It gets no environment variables of its parent but the search paths, so no keys.
 """
 
 from __future__ import annotations
