@@ -120,6 +120,7 @@ def test_a_training_run_logs_each_rollout_and_its_evaluations(run):
     assert found.get("train", {"search/searches": 0})["search/searches"] == trained
     assert found["total"]["search/searches"] == sum(figures["search/searches"] for phase, figures in found.items() if phase != "total")
     assert search_line(found["total"]) in (run / "report.html").read_text()
+    assert json.loads((run / "summary.json").read_text())["search"] == found
 
 
 def test_the_report_and_an_evaluation_tell_the_cost(run, tmp_path, capsys):

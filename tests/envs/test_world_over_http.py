@@ -156,3 +156,16 @@ def test_a_recording_of_a_world_is_replayed_without_it(tmp_path):
     requests = chain_requests(source, [0, 100])
     expected = source.build_retriever({"name": "bm25", "record": str(tmp_path / "searches.jsonl")}).search(requests)
     assert source.build_retriever({"name": "replay", "file": str(tmp_path / "searches.jsonl")}).search(requests) == expected
+
+
+def test_a_replay_finds_the_searches_of_its_split_in_a_file_of_several(tmp_path):
+    file = str(tmp_path / "searches.jsonl")
+    answers = {}
+    for split in ("train", "test"):
+        source = WorldSource(split)
+        recorded = source.build_retriever({"name": "bm25", "record": file})
+        answers[split] = recorded.search(chain_requests(source, [0]))
+    assert answers["train"] != answers["test"]
+    for split, expected in answers.items():
+        source = WorldSource(split)
+        assert source.build_retriever({"name": "replay", "file": file}).search(chain_requests(source, [0])) == expected

@@ -160,7 +160,8 @@ class WorldSource:
         from searchqa_retrievers.build import build_retriever, searches_corpus, split_options, with_options
 
         if config.get("name") == "replay":
-            return build_retriever(config, _no_corpus)
+            meant = {"corpus_sha256": self.stamp()["corpus_sha256"]}  # a run records the worlds of its evaluations too
+            return build_retriever({"stamp": meant, **config}, _no_corpus)
         settings, common = split_options(config)
         retriever: Retriever
         if searches_corpus(settings):
