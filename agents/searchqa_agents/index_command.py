@@ -274,6 +274,8 @@ def _dense_part(config: Mapping[str, Any], corpus: Corpus, root: Path) -> _Part:
         needs = needs._replace(disk=0, building=0)
     else:
         needs = needs._replace(disk=needs.disk - estimate("flat", len(corpus), encoder.dimension, storage).disk)
+    if kind != "flat" and needs.building:
+        needs = needs._replace(disk=needs.disk + needs.memory)  # a checkpoint beside the index, until it is complete
     return _Part(f"dense, {kind}, {storage}", needs, seconds)
 
 
