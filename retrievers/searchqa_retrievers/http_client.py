@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from searchqa_retrievers.checks import check_request
 from searchqa_retrievers.corpus import Corpus
-from searchqa_retrievers.http_formats import FORMATS, FormatError, from_json, to_json
+from searchqa_retrievers.http_formats import FORMATS, IDENTITY_HEADER, FormatError, from_json, to_json
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, RetrieverUnavailable, SearchRequest, default_cache_key
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class Http:
     Raises
     ------
     RetrieverError
-        An argument is out of its range. ``search``: the server refuses a request with another status, and asking again would not help.
+        An argument is out of its range. ``search``: the server refuses a request with another status, and asking again would not help; or a
+        server of this package answers with another corpus or other settings than before.
     RetrieverUnavailable
         ``search``: the tries or the time are spent, or they were for the last calls and the server is given a rest.
     """
@@ -120,6 +121,7 @@ class Http:
         self._counts: dict[int, _Counts] = {}
         self._server: dict[str, Any] | None = None
         self._knows_server = False
+        self._identity: str | None = None
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         asked: dict[Hashable, SearchRequest] = {}
@@ -291,6 +293,7 @@ class Http:
                 hits = self.format.read_answer(answer, batch)
                 if self.require_scores and not self.format.has_scores(answer):
                     raise FormatError("it has no scores")
+                self._check_identity(reply.identity)
                 return hits
         except TimeoutError:
             process.counts.add("search/http_timeouts")
@@ -309,6 +312,15 @@ class Http:
                 f"the format {self.format.name!r} (choices: {', '.join(FORMATS)})"
             )
         raise _TryFailed(cause, retry_after_seconds(reply.retry_after))
+
+    def _check_identity(self, identity: str | None) -> None:
+        """Refuse the answer of another retriever than the one that answered first."""
+        self._identity = self._identity or identity
+        if identity is not None and identity != self._identity:
+            raise RetrieverError(
+                f"{self.url} now answers with another corpus or other settings than at the first search, so that the numbers of this run would "
+                "mean nothing. Serve what was served before, or start a new run"
+            )
 
     async def _ask_stamp(self, process: _Process) -> dict[str, Any] | None:
         """What the server says it is; None where it does not say. Raises ``TimeoutError`` and :class:`RetrieverUnavailable`."""
@@ -382,6 +394,7 @@ class _Record:
 class _Reply(NamedTuple):
     status: int
     retry_after: str | None
+    identity: str | None
     content: bytes
 
 
@@ -397,7 +410,7 @@ async def _send(client: httpx2.AsyncClient, method: str, url: str, body: bytes |
             size += len(part)
             if size > MOST_BYTES:
                 raise FormatError(f"more than {MOST_BYTES} bytes")
-        return _Reply(response.status_code, response.headers.get("Retry-After"), b"".join(parts))
+        return _Reply(response.status_code, response.headers.get("Retry-After"), response.headers.get(IDENTITY_HEADER), b"".join(parts))
 
 
 class _Process:

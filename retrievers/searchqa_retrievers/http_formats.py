@@ -28,6 +28,8 @@ from typing import Any
 
 from searchqa_retrievers.types import Hit, Passage, RetrieverError, SearchRequest
 
+IDENTITY_HEADER = "X-Searchqa-Retriever"
+"""In every answer of a server of this package: a hash of the retriever's stamp, by which a client sees that another one answers."""
 DEFAULT_TOP_K = 3
 """Passages for each query where a request of Search-R1 or R1-Searcher leaves the number open; both servers' own default."""
 

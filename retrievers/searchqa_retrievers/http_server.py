@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import hmac
 import importlib.util
 import ipaddress
+import json
 import logging
 import time
 from collections import Counter, deque
@@ -30,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from searchqa_retrievers.http_formats import DEFAULT_TOP_K, FORMATS, FormatError, format_of, from_json, to_json
+from searchqa_retrievers.http_formats import DEFAULT_TOP_K, FORMATS, IDENTITY_HEADER, FormatError, format_of, from_json, to_json
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, RetrieverUnavailable, SearchRequest
 
 if TYPE_CHECKING:
@@ -167,10 +169,16 @@ class SearchServer:
         self._latencies = [0] * (len(LATENCIES) + 1)
         self._latency_sum = 0.0
         self._probes = 0
+        self._identity: dict[str, str] = {}
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self._batcher = _Batcher(self._retriever, self._limits)
+        try:
+            stamp = await asyncio.to_thread(self._stamp)
+            self._identity = {IDENTITY_HEADER: hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:32]}
+        except Exception:  # a user's stamp may fail in any way; searches can be answered all the same
+            logger.exception("The retriever's stamp failed; clients cannot see when another one takes its place")
         task = asyncio.create_task(self._batcher.run())
         try:
             yield
@@ -186,6 +194,8 @@ class SearchServer:
         started = time.perf_counter()
         status, body = await self._answer(request)
         headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        if status == 200:
+            headers |= self._identity
         if status in (408, 413):
             headers["Connection"] = "close"  # what is left of the body is not read
         response = Response(body, status, headers, "application/json")

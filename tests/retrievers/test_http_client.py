@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import multiprocessing
@@ -45,20 +46,28 @@ CORPUS = Corpus.from_passages(
 )
 
 
+@contextlib.contextmanager
+def serving(retriever, port=0):
+    """A real server in a thread; gives its port."""
+    app = create_app(retriever, token="secret")
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def search_server():
     """Address of a real server."""
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(BM25Retriever(CORPUS), token="secret"), port=0, log_level="error", timeout_graceful_shutdown=5)
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with serving(BM25Retriever(CORPUS)) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture
@@ -641,6 +650,27 @@ def test_no_answer_is_lost_or_mixed_up_when_the_server_is_killed_and_started_aga
     finally:
         process.kill()
         process.wait()
+        client.close()
+
+
+def test_a_server_that_comes_back_with_another_corpus_is_an_error_and_with_the_same_one_is_not():
+    request = [SearchRequest("river", 2)]
+    with serving(BM25Retriever(CORPUS)) as port:
+        client = Http(f"http://127.0.0.1:{port}", token="secret", deadline=10.0, retries=20)
+        expected = client.search(request)
+    try:
+        with serving(BM25Retriever(Corpus.from_passages([("1", "Other", "a river")])), port):
+            for asking in (client, pickle.loads(pickle.dumps(client))):
+                with pytest.raises(RetrieverError, match="another corpus or other settings") as caught:
+                    asking.search(request)
+                assert not isinstance(caught.value, RetrieverUnavailable)
+                if asking is not client:
+                    asking.close()
+        with serving(BM25Retriever(CORPUS, k1=1.2), port), pytest.raises(RetrieverError, match="other settings"):
+            client.search(request)
+        with serving(BM25Retriever(CORPUS), port):
+            assert client.search(request) == expected
+    finally:
         client.close()
 
 
