@@ -22,6 +22,7 @@ from searchqa_envs.tokenizers.base import Tokenizer
 from searchqa_retrievers.counted import SearchCounters, merged_counters
 from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverUnavailable, SearchRequest, default_cache_key
 
+_MEMO_ENTRIES = 1024
 _FEW = 100  # up to so many ids Python looks at a list sooner than NumPy at an array
 
 
@@ -57,6 +58,9 @@ class Rules:
     quoted_titles: bool = field(init=False)
     needs_gold: bool = field(init=False)
     _closers: tuple[bytes, bytes] = field(init=False)
+    _information: dict[tuple[tuple[Passage, ...], str, int], tuple[str, NDArray[np.int32]]] = field(
+        init=False, repr=False, default_factory=dict
+    )
     _searches: int = field(default=0, init=False)
     _distinct: int = field(default=0, init=False)
     _errors: int = field(default=0, init=False)
@@ -142,8 +146,20 @@ class Rules:
         encode_array = getattr(self.tokenizer, "encode_array", None)
         return encode_array(text) if encode_array is not None else np.array(self.tokenizer.encode(text), dtype=np.int32)
 
-    def information(self, passages: Sequence[Passage], announcement: str, room: int) -> tuple[str, NDArray[np.int32]] | None:
+    def information(self, passages: tuple[Passage, ...], announcement: str, room: int) -> tuple[str, NDArray[np.int32]] | None:
         """Text and ids of retrieved passages in at most ``room`` ids. Passage text is cut to fit, tags never; None if not even they fit."""
+        key = (passages, announcement, room)
+        made = self._information.get(key)
+        if made is None:
+            made = self._make_information(*key)
+            if made is None:
+                return None
+            if len(self._information) >= _MEMO_ENTRIES:
+                self._information.clear()
+            self._information[key] = made  # episodes of a group find the same passages again and again
+        return made[0], made[1].copy()
+
+    def _make_information(self, passages: Sequence[Passage], announcement: str, room: int) -> tuple[str, NDArray[np.int32]] | None:
         documents = "".join(self.dialect.document_text(i, passage, self.quoted_titles) for i, passage in enumerate(passages, start=1))
         documents = self.defused(documents, longest=room)
         if not self.dialect.before_documents:

@@ -6,6 +6,7 @@ import re
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,17 +99,13 @@ class Analyzer:
         flat = flat[kept]
         return AnalyzedCorpus(list(term_numbers), flat, documents, np.bincount(documents, minlength=len(counts)).astype(np.int64))
 
-    def query_analyzer(self, vocabulary: dict[str, int]) -> Callable[[str], list[int]]:
-        """A function from a query to the numbers of its terms in ``vocabulary``, in order, repetitions kept, -1 for what is not in it.
+    def query_terms(self) -> Callable[[str], tuple[str, ...]]:
+        """A function from a query to its terms, which remembers those of the latest few: a step asks for them several times.
 
         At most :data:`MAX_QUERY_CHARACTERS` characters of a query are read.
         """
-        number_of = _WordMemo(self, vocabulary).__getitem__
-
-        def analyze(query: str) -> list[int]:
-            return list(map(number_of, _split(query[:MAX_QUERY_CHARACTERS])))
-
-        return analyze
+        remembered = lru_cache(maxsize=256)(lambda query: tuple(self.terms(query)))
+        return lambda query: remembered(query[:MAX_QUERY_CHARACTERS])
 
     def _is_dropped(self, word: str) -> bool:
         return len(word) < 2 or word in self.stop_words
@@ -149,26 +146,6 @@ class _StemMemo(dict[str, str | None]):
                 self.clear()
             self[word] = term
         return term
-
-
-class _WordMemo(dict[str, int]):
-    """From a word to the number of its term, or -1 for a stop word and for a term outside the vocabulary; bounded."""
-
-    def __init__(self, analyzer: Analyzer, vocabulary: dict[str, int]) -> None:
-        super().__init__()
-        self._analyzer = analyzer
-        self._vocabulary = vocabulary
-
-    def __missing__(self, word: str) -> int:
-        if self._analyzer._is_dropped(word):
-            number = -1
-        else:
-            number = self._vocabulary.get(self._analyzer._stem([word])[0], -1)
-        if len(word) <= _MEMO_WORD_LENGTH:
-            if len(self) >= _MEMO_ENTRIES:
-                self.clear()
-            self[word] = number
-        return number
 
 
 def resolve_stop_words(stop_words: str | Sequence[str] | None) -> frozenset[str]:

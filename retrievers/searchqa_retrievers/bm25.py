@@ -56,9 +56,11 @@ class BM25Settings(NamedTuple):
         words = stopwords if stopwords is None or isinstance(stopwords, str) else tuple(stopwords)
         return cls(float(k1), float(b), method, words, stemmer)
 
+    def analyzer(self) -> dict[str, Any]:
+        return {"version": ANALYZER_VERSION, "stopwords": self.stopwords, "stemmer": self.stemmer}
+
     def stamp(self) -> dict[str, Any]:
-        analyzer = {"version": ANALYZER_VERSION, "stopwords": self.stopwords, "stemmer": self.stemmer}
-        return {"k1": self.k1, "b": self.b, "method": self.method, "analyzer": analyzer}
+        return {"k1": self.k1, "b": self.b, "method": self.method, "analyzer": self.analyzer()}
 
 
 class BM25Retriever:
@@ -121,31 +123,32 @@ class BM25Retriever:
         else:
             root = cache_root() if cache_dir is None else Path(cache_dir)
             key = index_key(corpus, {**scoring, "stopwords": sorted(analyzer.stop_words), "stemmer": stemmer})
-            self.index = open_or_build(root / "bm25" / key, build)
-        self._analyze = analyzer.query_analyzer(self.index.vocabulary)
+            self.index = open_or_build(root / "bm25" / key, build, {**self._settings.stamp(), "corpus_sha256": corpus.sha256})
+        self._terms = analyzer.query_terms()
         self._postings: dict[int, tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.float32]]] = {}
         self._buffers = threading.local()
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
-        """Answer all requests; equal queries are searched once."""
+        """Answer all requests; queries of equal terms are searched once."""
         if not requests:
             return []
-        slots: dict[str, int] = {}
+        slots: dict[tuple[str, ...], int] = {}
         top_k = 0
         for request in requests:
             if request.top_k < 1 or request.filters:
                 check_request(request, self.name)
-            slots.setdefault(request.query, len(slots))
+            slots.setdefault(self._terms(request.query), len(slots))
             top_k = max(top_k, request.top_k)
         top_k = min(top_k, len(self.corpus))
-        analyzed = [self._analyze(query) for query in slots]
+        number_of = self.index.vocabulary.get
+        analyzed = [[number_of(term, -1) for term in terms] for terms in slots]
         rank = self._rank_small if self._small else self._rank_large
         # A result for a smaller top_k is the beginning of that for a larger one, since the order is total.
         ranked = rank(analyzed, top_k)
         answers = []
         ids, titles, texts = self.corpus.ids, self.corpus.titles, self.corpus.texts
         for request in requests:
-            documents, scores = ranked[slots[request.query]]
+            documents, scores = ranked[slots[self._terms(request.query)]]
             k = request.top_k
             answers.append([Hit(Passage(ids[i], titles[i], texts[i]), score) for i, score in zip(documents[:k], scores[:k], strict=True)])
         return answers

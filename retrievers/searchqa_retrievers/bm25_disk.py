@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import os
 import shutil
 import tempfile
+import zlib
+from array import array
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from importlib import import_module
@@ -16,19 +19,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from searchqa_retrievers.analysis import MAX_QUERY_CHARACTERS, Analyzer
+from searchqa_retrievers.analysis import Analyzer
 from searchqa_retrievers.bm25 import BM25Settings
 from searchqa_retrievers.bm25_index import index_key, inverse_document_frequencies, progress_bar, term_weights
 from searchqa_retrievers.checks import check_request
 from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.needs import Needs
 from searchqa_retrievers.paths import cache_root
-from searchqa_retrievers.stored_folder import DamagedIndexError, open_or_write, read_meta
+from searchqa_retrievers.stored_folder import DamagedIndexError, map_file, open_or_write, read_meta
 from searchqa_retrievers.types import Hit, RetrieverError, SearchRequest, default_cache_key
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LEAST_CANDIDATES = 32
 MOST_TIED_CANDIDATES = 4096
 """Up to so many are taken where the scores of the last ones are equal."""
@@ -39,12 +42,35 @@ _LONGEST_TERM = 200
 _TIE = 1e-5
 _FIELD = "terms"
 _POSITION = "position"
+_TERMS_FILE = "terms.bin"
+
+
+class _Terms(NamedTuple):
+    """The terms of all passages, each between two blanks of its own, so that ``bytes.count`` finds every one.
+
+    ``blob`` holds passage after passage; passage i is ``blob[starts[i]:starts[i + 1]]`` (int64[N + 1]), has ``lengths[i]`` terms (uint32[N]) and the
+    CRC-32 ``checksums[i]`` (uint32[N]).
+    """
+
+    blob: mmap.mmap | bytes
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.uint32]
+    checksums: npt.NDArray[np.uint32]
+
+    def of(self, position: int) -> bytes:
+        terms = self.blob[self.starts[position] : self.starts[position + 1]]
+        if zlib.crc32(terms) != self.checksums[position]:
+            raise DamagedIndexError(
+                f"the terms of passage {position} in the BM25 index are damaged; delete the index, and it is built again"
+            )
+        return terms
 
 
 class _DiskIndex(NamedTuple):
     index: Any
     schema: Any
     searcher: Any
+    terms: _Terms
     passages: int
     average_length: np.float64
     links: tempfile.TemporaryDirectory[str] | None
@@ -55,7 +81,7 @@ class DiskBM25Retriever:
     """BM25 over a corpus of any size, of which only what a query touches is read from disk.
 
     Tantivy finds ``rescore_factor * top_k`` candidates (at least 32) by BM25 with its own constants and rounded lengths; they are scored
-    again from their text. So a score is that of :class:`~searchqa_retrievers.bm25.BM25Retriever` bit for bit, whatever ``k1``, ``b`` and
+    again from their terms, which lie beside it. So a score is that of :class:`~searchqa_retrievers.bm25.BM25Retriever` bit for bit, whatever ``k1``, ``b`` and
     ``method``, and the order is the same, but a passage that tantivy ranks behind all candidates is missed. Where the last candidates
     have equal scores by tantivy, all those equal to them are taken, up to 4096. Text and queries go through this package's analyzer.
 
@@ -97,22 +123,23 @@ class DiskBM25Retriever:
         self.corpus = corpus
         self._rescore_factor = rescore_factor
         self._places = {"cache_dir": cache_dir, "show_progress": show_progress}
-        self._analyzer = Analyzer(stopwords, stemmer)
+        analyzer = Analyzer(stopwords, stemmer)
+        self._terms = analyzer.query_terms()
         root = cache_root() if cache_dir is None else Path(cache_dir)
         parts = {"disk": FORMAT_VERSION, "tantivy": self._tantivy.__version__}
-        key = index_key(corpus, {**parts, "stopwords": sorted(self._analyzer.stop_words), "stemmer": stemmer})
-        self._index = _open_or_build(root / "bm25-disk" / key, corpus, self._analyzer, show_progress)
+        key = index_key(corpus, {**parts, "stopwords": sorted(analyzer.stop_words), "stemmer": stemmer})
+        self._index = _open_or_build(root / "bm25-disk" / key, corpus, analyzer, self._settings.analyzer(), show_progress)
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
-        """Answer all requests; equal ones are searched once."""
-        found: dict[tuple[str, int], list[Hit]] = {}
+        """Answer all requests; queries of equal terms are searched once."""
+        found: dict[tuple[tuple[str, ...], int], list[Hit]] = {}
         for request in requests:
             if request.top_k < 1 or request.filters:
                 check_request(request, self.name)
-            key = (request.query, request.top_k)
+            key = (self._terms(request.query), request.top_k)
             if key not in found:
                 found[key] = self._search(*key)
-        return [list(found[request.query, request.top_k]) for request in requests]
+        return [list(found[self._terms(request.query), request.top_k]) for request in requests]
 
     def cache_key(self, request: SearchRequest) -> Hashable:
         return default_cache_key(request)
@@ -139,10 +166,9 @@ class DiskBM25Retriever:
     def __repr__(self) -> str:
         return f"DiskBM25Retriever({self.corpus!r}, k1={self._settings.k1}, b={self._settings.b})"
 
-    def _search(self, query: str, top_k: int) -> list[Hit]:
-        terms = self._analyzer.terms(query[:MAX_QUERY_CHARACTERS])
-        frequencies = {term: self._index.searcher.doc_freq(_FIELD, _written(term)) for term in dict.fromkeys(terms)}
-        terms = [term for term in terms if frequencies[term]]
+    def _search(self, asked: tuple[str, ...], top_k: int) -> list[Hit]:
+        frequencies = {term: self._index.searcher.doc_freq(_FIELD, _written(term)) for term in dict.fromkeys(asked)}
+        terms = [term for term in asked if frequencies[term]]
         if not terms:
             return []
         positions = self._candidates(Counter(terms), max(LEAST_CANDIDATES, self._rescore_factor * top_k))
@@ -179,15 +205,12 @@ class DiskBM25Retriever:
     def _exact_scores(self, terms: list[str], frequencies: Mapping[str, int], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """float32[C]: every operation, its type and its order are those of the index in memory, so every bit is the same."""
         distinct = {term: number for number, term in enumerate(dict.fromkeys(terms))}
+        patterns = [_marked(term) for term in distinct]
         counts = np.zeros((len(distinct), len(positions)), dtype=np.float32)
-        lengths = np.zeros(len(positions), dtype=np.int64)
         for column, position in enumerate(positions.tolist()):
-            words = self._analyzer.terms(self.corpus.contents(position))
-            lengths[column] = len(words)
-            for word in words:
-                number = distinct.get(word)
-                if number is not None:
-                    counts[number, column] += 1
+            found = self._index.terms.of(position)
+            counts[:, column] = [found.count(pattern) for pattern in patterns]
+        lengths = self._index.terms.lengths[positions].astype(np.int64)
         settings = self._settings
         idf = inverse_document_frequencies(
             np.array([frequencies[term] for term in distinct], dtype=np.int64), self._index.passages, settings.method
@@ -220,9 +243,18 @@ def _written(term: str) -> str:
     return term if 0 < len(term) <= _LONGEST_TERM else "\x01" + hashlib.sha256(term.encode()).hexdigest()
 
 
-def _open_or_build(folder: Path, corpus: Corpus, analyzer: Analyzer, show_progress: bool) -> _DiskIndex:
+def _marked(term: str) -> bytes:
+    """A term as :class:`_Terms` has it."""
+    return f" {_written(term)} ".encode()
+
+
+def _open_or_build(folder: Path, corpus: Corpus, analyzer: Analyzer, described: Mapping[str, Any], show_progress: bool) -> _DiskIndex:
+    def write(part: Path) -> dict[str, Any]:
+        facts = _build(part, corpus, analyzer, show_progress)
+        return {**facts, "corpus_sha256": corpus.sha256, "analyzer": described}
+
     try:
-        return open_or_write(folder, lambda part: _build(part, corpus, analyzer, show_progress), _open, "BM25 index")
+        return open_or_write(folder, write, _open, "BM25 index")
     except (OSError, NotImplementedError, DamagedIndexError) as error:  # filelock: NotImplementedError where the file system has no locks
         raise RetrieverError(
             f"the BM25 index cannot be written to {folder}: {error}; set SEARCHQA_CACHE to a writable folder with room"
@@ -250,12 +282,15 @@ def _build(folder: Path, corpus: Corpus, analyzer: Analyzer, show_progress: bool
         )
     (folder / "index").mkdir()
     writer = tantivy.Index(_schema(tantivy), path=str(folder / "index")).writer(heap_size=_HEAP_BYTES, num_threads=1)
-    num_terms = 0
+    starts, lengths, checksums = array("q", [0]), array("I"), array("I")
     try:
-        with progress_bar(n, show_progress) as advance:
+        with progress_bar(n, show_progress) as advance, (folder / _TERMS_FILE).open("wb") as blob:
             for index in range(n):
                 terms = analyzer.terms(corpus.contents(index))
-                num_terms += len(terms)
+                marked = b"".join(map(_marked, terms))
+                starts.append(starts[-1] + blob.write(marked))
+                lengths.append(len(terms))
+                checksums.append(zlib.crc32(marked))
                 document = tantivy.Document()
                 document.add_text(_FIELD, " ".join(map(_written, terms)))
                 document.add_unsigned(_POSITION, index)
@@ -266,7 +301,9 @@ def _build(folder: Path, corpus: Corpus, analyzer: Analyzer, show_progress: bool
         writer.wait_merging_threads()
     except ValueError as error:  # how tantivy says that its thread could not write
         raise OSError(f"tantivy: {error}") from error
-    return {"passages": n, "terms": num_terms}
+    for name, values in (("starts", starts), ("lengths", lengths), ("checksums", checksums)):
+        np.save(folder / f"{name}.npy", np.array(values, dtype=values.typecode))
+    return {"passages": n, "terms": sum(lengths)}
 
 
 def _schema(tantivy: Any) -> Any:
@@ -277,7 +314,7 @@ def _schema(tantivy: Any) -> Any:
 
 
 def _open(folder: Path) -> _DiskIndex:
-    meta = read_meta(folder)
+    meta = read_meta(folder, sizes_only=(_TERMS_FILE,))
     tantivy = _require_tantivy()
     place, links = folder / "index", None
     if not os.access(place, os.W_OK):  # tantivy makes a lock beside the files that it opens
@@ -291,8 +328,10 @@ def _open(folder: Path) -> _DiskIndex:
         searcher = index.searcher()
         if searcher.num_docs != meta["passages"]:
             raise DamagedIndexError(f"it has {searcher.num_docs} passages, not {meta['passages']}")
+        arrays = (np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ("starts", "lengths", "checksums"))
+        terms = _Terms(map_file(folder / _TERMS_FILE), *arrays)
         average = np.float64(meta["terms"]) / meta["passages"] if meta["passages"] else np.float64(0)
-        return _DiskIndex(index, index.schema, searcher, int(meta["passages"]), average, links)
+        return _DiskIndex(index, index.schema, searcher, terms, int(meta["passages"]), average, links)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedIndexError(f"{type(error).__name__}: {error}") from error
 
@@ -301,13 +340,14 @@ def estimate(passages: int, mean_terms: float) -> Needs:
     """Needs of the index on disk for passages of ``mean_terms`` terms (without stop words), apart from those of the corpus.
 
     Slopes are from ``tests/benchmarks/bench_bm25_memory.py``, with made-up passages of 64 terms, and rounded up: with 100,000 passages
-    20 MB of disk and a peak of 0.25 GB, with 1,000,000 142 MB and 1.0 GB (mapped pages of the corpus among them); while segments are
-    merged, twice the disk. What a build holds does not grow beyond the heap of tantivy's writer. While searching, all of it is
-    memory-mapped: what is not used can be dropped.
+    20 MB of tantivy's files and a peak of 0.25 GB, with 1,000,000 142 MB and 1.0 GB (mapped pages of the corpus among them); while
+    segments are merged, twice that. The terms themselves lie beside, with up to 10 bytes each. What a build holds does not grow beyond
+    the heap of tantivy's writer. While searching, all of it is memory-mapped: what is not used can be dropped.
     """
     terms = passages * mean_terms
-    size = int(1_000_000 + 3 * terms)
-    return Needs(2 * size, size, int(_BASE_BYTES + min(1.6 * _HEAP_BYTES, 12 * terms)))
+    searched = int(1_000_000 + 3 * terms)
+    beside = int(10 * terms + 16 * passages)
+    return Needs(2 * searched + beside, searched + beside, int(_BASE_BYTES + min(1.6 * _HEAP_BYTES, 12 * terms)))
 
 
 def _restore(corpus: Corpus, arguments: dict[str, Any]) -> DiskBM25Retriever:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,8 +141,8 @@ def index_key(corpus: Corpus, settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def open_or_build(folder: Path, build: Callable[[], BM25Index]) -> BM25Index:
-    """The index stored in ``folder``; where there is none, build and store it, once among all processes that ask.
+def open_or_build(folder: Path, build: Callable[[], BM25Index], facts: Mapping[str, Any] | None = None) -> BM25Index:
+    """The index stored in ``folder``; where there is none, build and store it with ``facts`` about it, once among all processes that ask.
 
     A damaged index is built again, and where nothing can be stored (read-only or full disk) the index stays in memory; both are
     logged as warnings.
@@ -155,7 +155,7 @@ def open_or_build(folder: Path, build: Callable[[], BM25Index]) -> BM25Index:
         for name in _ARRAYS:
             np.save(part / f"{name}.npy", getattr(index, name))
         (part / "terms.txt").write_bytes("\n".join(index.vocabulary).encode())
-        return {"num_passages": index.num_passages}
+        return {**(facts or {}), "num_passages": index.num_passages}
 
     try:
         return open_or_write(folder, write, _load, "BM25 index")

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from searchqa_retrievers.corpus import Corpus, check_repetition
 from searchqa_retrievers.corpus_formats import corpus_files, read_passages
 from searchqa_retrievers.paths import cache_root
-from searchqa_retrievers.stored_folder import DamagedIndexError, open_or_write, read_meta
+from searchqa_retrievers.stored_folder import DamagedIndexError, map_file, open_or_write, read_meta
 from searchqa_retrievers.types import CorpusError, Passage
 
 logger = logging.getLogger(__name__)
@@ -135,8 +135,8 @@ class StoredCorpus(Corpus):
             self._id_ends, self._starts, self._title_bytes, self._text_bytes, self._checksums = (
                 np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _ARRAYS
             )
-            self._id_blob = _map(folder / "ids.bin")
-            self._rows = _map(folder / "rows.bin")
+            self._id_blob = map_file(folder / "ids.bin")
+            self._rows = map_file(folder / "rows.bin")
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:  # another process may be making it again
             raise DamagedIndexError(f"{type(error).__name__}: {error}") from error
         self.ids = _Column(self._length, self._id)
@@ -224,13 +224,6 @@ def _place(index: int, length: int) -> int:
     return int(index) % length
 
 
-def _map(file: Path) -> mmap.mmap | bytes:
-    if not file.stat().st_size:
-        return b""  # an empty file cannot be mapped
-    with file.open("rb") as stream:
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-
-
 _ARRAYS = ("id_ends", "starts", "title_bytes", "text_bytes", "checksums")
 """Each in the order of the ids: where an id ends in ``ids.bin`` (int64[N + 1]), where a row starts in ``rows.bin`` (int64[N]), the bytes
 of its title and of its text (uint32[N]), and the CRC-32 of both (uint32[N])."""
@@ -261,7 +254,7 @@ def _write(
     unsorted.unlink()
     ends = _of(id_ends)
     order, repeated = sort_ids(id_blob, ends)
-    contents = _map(folder / "rows.bin")
+    contents = map_file(folder / "rows.bin")
     sizes = _of(title_bytes).astype(np.int64) + _of(text_bytes)
 
     def row_of(number: int) -> tuple[int, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import shutil
 import tempfile
 import zlib
@@ -99,6 +100,14 @@ def checksum(file: Path) -> int:
         while chunk := stream.read(1 << 20):
             value = zlib.crc32(chunk, value)
     return value
+
+
+def map_file(file: Path) -> mmap.mmap | bytes:
+    """The bytes of a file, read as they are asked for."""
+    if not file.stat().st_size:
+        return b""  # an empty file cannot be mapped
+    with file.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _is_lock(file: Path) -> bool:

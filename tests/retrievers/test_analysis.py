@@ -69,30 +69,28 @@ def test_corpus_terms_are_those_of_each_text(documents):
 
 
 @given(texts)
-def test_query_terms_are_numbered_in_order_with_repetitions(text):
+def test_query_terms_are_those_of_the_text(text):
     analyzer = Analyzer()
-    terms = analyzer.terms(text)
-    vocabulary = {term: number for number, term in enumerate(sorted(set(terms[::2])))}
-    analyze = analyzer.query_analyzer(vocabulary)
-    for _ in range(2):  # the second time from the memo
-        assert [number for number in analyze(text) if number >= 0] == [vocabulary[term] for term in terms if term in vocabulary]
+    terms_of = analyzer.query_terms()
+    for _ in range(2):  # the second time from memory
+        assert terms_of(text) == tuple(analyzer.terms(text))
 
 
 def test_query_is_cut_after_its_limit():
-    analyze = Analyzer().query_analyzer({"river": 0})
-    assert analyze("x" * (MAX_QUERY_CHARACTERS - 6) + " river") == [-1, 0]
-    assert analyze("x" * (MAX_QUERY_CHARACTERS - 5) + " river") == [-1, -1]
+    terms_of = Analyzer().query_terms()
+    long = "x" * (MAX_QUERY_CHARACTERS - 6)
+    assert terms_of(long + " river") == (long, "river")
+    assert terms_of("x" + long + " river") == ("x" + long, "rive")
 
 
 def test_memo_of_words_stays_bounded(monkeypatch):
     monkeypatch.setattr("searchqa_retrievers.analysis._MEMO_ENTRIES", 10)
-    analyze = Analyzer().query_analyzer({"river": 0})
-    memo = analyze.__closure__[0].cell_contents.__self__
+    analyzer = Analyzer()
     for number in range(100):
-        assert analyze(f"word{number} rivers") == [-1, 0]
-        assert len(memo) <= 10
-    analyze("long" * 1000)
-    assert all(len(word) <= 64 for word in memo)
+        assert analyzer.terms(f"word{number} rivers") == [f"word{number}", "river"]
+        assert len(analyzer._memo) <= 10
+    analyzer.terms("long" * 1000)
+    assert all(len(word) <= 64 for word in analyzer._memo)
 
 
 def test_english_stop_words_are_those_of_bm25s():

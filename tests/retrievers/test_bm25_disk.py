@@ -22,6 +22,7 @@ from searchqa_retrievers import bm25_disk as module
 from searchqa_retrievers.analysis import ANALYZER_VERSION
 from searchqa_retrievers.bm25 import BM25_PRESETS
 from searchqa_retrievers.bm25_disk import DiskBM25Retriever
+from searchqa_retrievers.stored_folder import DamagedIndexError
 from searchqa_retrievers.testing import RetrieverContract
 
 VOCABULARY = ["river", "rivers", "city", "naïve", "mountain", "lake", "the", "of", "who", "2001", "alpha", "beta", "gamma", "delta"]
@@ -232,6 +233,32 @@ def test_a_killed_build_loses_only_itself(tmp_path):
     process = start(tmp_path, 0)
     assert process.communicate()[0] == "done 20\n"
     assert not list(tmp_path.rglob("*.part-*"))
+
+
+def test_damaged_terms_are_an_error_when_they_are_read(tmp_path):
+    corpus = Corpus.from_passages((f"{n}", "", f"river number{n}") for n in range(3))
+    DiskBM25Retriever(corpus, cache_dir=tmp_path)
+    [file] = tmp_path.rglob("terms.bin")
+    content = file.read_bytes()
+    file.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    retriever = DiskBM25Retriever(corpus, cache_dir=tmp_path)
+    assert [hit.passage.id for hit in retriever.search([SearchRequest("number1", 1)])[0]] == ["1"]
+    with pytest.raises(DamagedIndexError, match=r"passage 2 .* delete the index"):
+        retriever.search([SearchRequest("number2", 1)])
+
+
+def test_queries_of_equal_terms_are_searched_once_in_a_call(tmp_path, monkeypatch):
+    retriever = DiskBM25Retriever(Corpus.from_passages((f"{n}", "", f"river number{n}") for n in range(3)), cache_dir=tmp_path)
+    searched = []
+    search = retriever._search
+    monkeypatch.setattr(retriever, "_search", lambda terms, top_k: searched.append(terms) or search(terms, top_k))
+    answers = retriever.search([SearchRequest(query, 2) for query in ("The River, number1", "rivers number1!", "number1 river")])
+    assert searched == [
+        ("river", "number1"),
+        ("number1", "river"),
+    ]  # the order of terms counts, since it can change the last bit of a score
+    assert answers[0] == answers[1]
+    assert answers[0] is not answers[1]
 
 
 def test_processes_that_start_together_build_once(tmp_path):
