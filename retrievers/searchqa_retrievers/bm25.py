@@ -47,12 +47,20 @@ class BM25Settings(NamedTuple):
     @classmethod
     def checked(cls, k1: float, b: float, method: str, stopwords: str | Sequence[str] | None, stemmer: str | None) -> BM25Settings:
         """Raise :class:`RetrieverError` for a setting that is out of its range."""
-        if not 0 <= k1 < float("inf"):
+        if not _is_number(k1) or not 0 <= k1 < float("inf"):
             raise RetrieverError(f"k1 must be a finite number of at least 0, got {k1!r}")
-        if not 0 <= b <= 1:
+        if not _is_number(b) or not 0 <= b <= 1:
             raise RetrieverError(f"b must be between 0 and 1, got {b!r}")
         if method not in METHODS:
             raise RetrieverError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        if not (
+            stopwords is None
+            or isinstance(stopwords, str)
+            or (isinstance(stopwords, Sequence) and all(isinstance(word, str) for word in stopwords))
+        ):
+            raise RetrieverError(f"stopwords must be the name of a language, a list of words or None, got {stopwords!r:.200}")
+        if not (stemmer is None or isinstance(stemmer, str)):
+            raise RetrieverError(f"stemmer must be the name of an algorithm of PyStemmer or None, got {stemmer!r:.200}")
         words = stopwords if stopwords is None or isinstance(stopwords, str) else tuple(stopwords)
         return cls(float(k1), float(b), method, words, stemmer)
 
@@ -241,6 +249,10 @@ class BM25Retriever:
             blocks = -(-self.index.num_passages // BLOCK)
             scratch = self._buffers.scratch = (np.zeros(blocks * BLOCK, dtype=np.float32), np.empty(blocks, dtype=np.int32))
         return scratch
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _take_best(scores: npt.NDArray[np.float32], top_k: int) -> tuple[list[int], list[float]]:

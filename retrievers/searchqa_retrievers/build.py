@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from searchqa_retrievers.cached import Cached
 from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.counted import Counted
+from searchqa_retrievers.options import check_options
 from searchqa_retrievers.types import Retriever, RetrieverError
 
 DEFAULT_CACHE_ENTRIES = 10_000
@@ -84,10 +84,7 @@ def build_retriever(
         raise RetrieverError(f"the name of a retriever must be one of {_choices()}, got {name!r}; pass an object for one of your own")
     maker = _MAKERS[name]
     make: Callable[..., Retriever] = getattr(import_module(f"searchqa_retrievers.{maker.module}"), maker.function)
-    allowed = [parameter for parameter in inspect.signature(make).parameters if parameter != "corpus"]
-    unknown = sorted(map(str, set(options) - set(allowed)))
-    if unknown:
-        raise RetrieverError(f"retriever {name!r} has no option {', '.join(unknown)}; it has {', '.join([*allowed, *COMMON_OPTIONS])}")
+    check_options(name, make, options, COMMON_OPTIONS)
     retriever = make(corpus if callable(corpus) else lambda: corpus, **options)
     return with_options(retriever, common, cache_entries, counted=maker.counted)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from searchqa_retrievers.bm25 import BM25_PRESETS, BM25Retriever
@@ -21,7 +21,7 @@ def make(
     k1: float | None = None,
     b: float | None = None,
     method: str = "lucene",
-    stopwords: Any = "en",
+    stopwords: str | Sequence[str] | None = "en",
     stemmer: str | None = "english",
     backend: str = "auto",
     rescore_factor: int = 8,
