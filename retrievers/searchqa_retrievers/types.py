@@ -6,6 +6,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+SERVER_NOT_REACHED = "not reached"
+"""Under ``server`` in the stamp of a server's client: the server could not be asked what it is. None there is a server that does not tell."""
+
 
 class RetrieverError(Exception):
     """Base of every error raised by this package."""
