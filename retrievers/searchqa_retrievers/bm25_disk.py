@@ -40,6 +40,9 @@ _HEAP_BYTES = 512_000_000
 _BASE_BYTES = 200_000_000
 _LONGEST_TERM = 200
 _TIE = 1e-5
+_FEW_TERMS = 16
+_VERIFIED_BYTES = 1 << 30  # up to this size all checksums are compared at every opening (a second)
+_CLOSE_K1 = (0.6, 2.0)
 _FIELD = "terms"
 _POSITION = "position"
 _TERMS_FILE = "terms.bin"
@@ -52,6 +55,7 @@ class _Terms(NamedTuple):
     CRC-32 ``checksums[i]`` (uint32[N]).
     """
 
+    file: Path
     blob: mmap.mmap | bytes
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.uint32]
@@ -61,7 +65,7 @@ class _Terms(NamedTuple):
         terms = self.blob[self.starts[position] : self.starts[position + 1]]
         if zlib.crc32(terms) != self.checksums[position]:
             raise DamagedIndexError(
-                f"the terms of passage {position} in the BM25 index are damaged; delete the index, and it is built again"
+                f"the terms of passage {position} in {self.file} are damaged; delete that folder, and it is built again"
             )
         return terms
 
@@ -120,6 +124,12 @@ class DiskBM25Retriever:
             raise RetrieverError(f"rescore_factor must be a whole number of at least 1, got {rescore_factor!r}")
         self._settings = BM25Settings.checked(k1, b, method, stopwords, stemmer)
         self._tantivy = _require_tantivy()
+        if not _CLOSE_K1[0] <= k1 <= _CLOSE_K1[1]:
+            logger.warning(
+                "k1 = %s is far from the 1.2 by which tantivy chooses candidates, so that the best passages may be missed; "
+                "raise rescore_factor, or use backend='memory'",
+                k1,
+            )
         self.corpus = corpus
         self._rescore_factor = rescore_factor
         self._places = {"cache_dir": cache_dir, "show_progress": show_progress}
@@ -205,11 +215,18 @@ class DiskBM25Retriever:
     def _exact_scores(self, terms: list[str], frequencies: Mapping[str, int], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """float32[C]: every operation, its type and its order are those of the index in memory, so every bit is the same."""
         distinct = {term: number for number, term in enumerate(dict.fromkeys(terms))}
+        written = {_written(term): number for term, number in distinct.items()}
         patterns = [_marked(term) for term in distinct]
         counts = np.zeros((len(distinct), len(positions)), dtype=np.float32)
         for column, position in enumerate(positions.tolist()):
             found = self._index.terms.of(position)
-            counts[:, column] = [found.count(pattern) for pattern in patterns]
+            if len(patterns) <= _FEW_TERMS:
+                counts[:, column] = [found.count(pattern) for pattern in patterns]
+            else:  # by the words of the passage, so that a long query over many candidates costs no product of both
+                for word, count in Counter(found.decode().split()).items():
+                    number = written.get(word)
+                    if number is not None:
+                        counts[number, column] = count
         lengths = self._index.terms.lengths[positions].astype(np.int64)
         settings = self._settings
         idf = inverse_document_frequencies(
@@ -301,6 +318,8 @@ def _build(folder: Path, corpus: Corpus, analyzer: Analyzer, show_progress: bool
         writer.wait_merging_threads()
     except ValueError as error:  # how tantivy says that its thread could not write
         raise OSError(f"tantivy: {error}") from error
+    finally:
+        del writer  # its threads would go on writing into a folder that is being deleted
     for name, values in (("starts", starts), ("lengths", lengths), ("checksums", checksums)):
         np.save(folder / f"{name}.npy", np.array(values, dtype=values.typecode))
     return {"passages": n, "terms": sum(lengths)}
@@ -314,7 +333,9 @@ def _schema(tantivy: Any) -> Any:
 
 
 def _open(folder: Path) -> _DiskIndex:
-    meta = read_meta(folder, sizes_only=(_TERMS_FILE,))
+    terms_file = folder / _TERMS_FILE
+    large = terms_file.is_file() and terms_file.stat().st_size > _VERIFIED_BYTES
+    meta = read_meta(folder, sizes_only=(_TERMS_FILE,) if large else ())
     tantivy = _require_tantivy()
     place, links = folder / "index", None
     if not os.access(place, os.W_OK):  # tantivy makes a lock beside the files that it opens
@@ -329,7 +350,7 @@ def _open(folder: Path) -> _DiskIndex:
         if searcher.num_docs != meta["passages"]:
             raise DamagedIndexError(f"it has {searcher.num_docs} passages, not {meta['passages']}")
         arrays = (np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ("starts", "lengths", "checksums"))
-        terms = _Terms(map_file(folder / _TERMS_FILE), *arrays)
+        terms = _Terms(terms_file, map_file(terms_file), *arrays)
         average = np.float64(meta["terms"]) / meta["passages"] if meta["passages"] else np.float64(0)
         return _DiskIndex(index, index.schema, searcher, terms, int(meta["passages"]), average, links)
     except (ValueError, KeyError, TypeError) as error:

@@ -6,7 +6,7 @@ import json
 import logging
 import mmap
 import shutil
-import tempfile
+import uuid
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -62,7 +62,8 @@ def open_or_write(folder: Path, write: Callable[[Path], Mapping[str, Any]], load
                 shutil.rmtree(folder)
         for leftover in folder.parent.glob(f"{folder.name}.part-*"):  # of a process that was killed
             shutil.rmtree(leftover)
-        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
+        part = folder.with_name(f"{folder.name}.part-{uuid.uuid4().hex}")
+        part.mkdir()  # unlike tempfile's folders, for all whom the umask lets in: caches are shared
         try:
             facts = write(part)
             files = sorted(file for file in part.rglob("*") if file.is_file() and not _is_lock(file))
@@ -75,6 +76,8 @@ def open_or_write(folder: Path, write: Callable[[Path], Mapping[str, Any]], load
             part.rename(folder)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
+            if part.exists():
+                logger.warning("%s could not be deleted; the next process that makes %s does", part, folder)
             raise
         return load(folder)
 

@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -235,7 +236,10 @@ def test_a_killed_build_loses_only_itself(tmp_path):
     assert not list(tmp_path.rglob("*.part-*"))
 
 
-def test_damaged_terms_are_an_error_when_they_are_read(tmp_path):
+@pytest.mark.parametrize("large", [False, True])
+def test_damaged_terms_are_built_again_or_an_error_when_they_are_read(tmp_path, monkeypatch, large):
+    if large:  # too much to be read at every opening
+        monkeypatch.setattr(module, "_VERIFIED_BYTES", 0)
     corpus = Corpus.from_passages((f"{n}", "", f"river number{n}") for n in range(3))
     DiskBM25Retriever(corpus, cache_dir=tmp_path)
     [file] = tmp_path.rglob("terms.bin")
@@ -243,8 +247,34 @@ def test_damaged_terms_are_an_error_when_they_are_read(tmp_path):
     file.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     retriever = DiskBM25Retriever(corpus, cache_dir=tmp_path)
     assert [hit.passage.id for hit in retriever.search([SearchRequest("number1", 1)])[0]] == ["1"]
-    with pytest.raises(DamagedIndexError, match=r"passage 2 .* delete the index"):
-        retriever.search([SearchRequest("number2", 1)])
+    if large:
+        with pytest.raises(DamagedIndexError, match=f"passage 2 in {re.escape(str(file))} .* delete that folder"):
+            retriever.search([SearchRequest("number2", 1)])
+    else:
+        assert [hit.passage.id for hit in retriever.search([SearchRequest("number2", 1)])[0]] == ["2"]
+
+
+def test_long_queries_have_the_scores_of_the_index_in_memory(tmp_path):
+    generator = random.Random(0)
+    words = [f"word{number}" for number in range(60)]
+    corpus = Corpus.from_passages((f"{n}", "", " ".join(generator.choices(words, k=30))) for n in range(40))
+    assert len(words) > module._FEW_TERMS
+    request = [SearchRequest(" ".join([*words, *words[::2], "unknown" * 100]), 40)]
+    assert DiskBM25Retriever(corpus, cache_dir=tmp_path).search(request) == BM25Retriever(corpus).search(request)
+
+
+def test_indexes_can_be_read_by_others(tmp_path):
+    DiskBM25Retriever(made_up_corpus(5), cache_dir=tmp_path)
+    (tmp_path / "made").mkdir()
+    [folder] = [entry for entry in (tmp_path / "bm25-disk").iterdir() if entry.is_dir()]
+    assert folder.stat().st_mode == (tmp_path / "made").stat().st_mode
+
+
+def test_a_k1_far_from_tantivys_is_warned_of(tmp_path, caplog):
+    DiskBM25Retriever(made_up_corpus(5), k1=0.9, b=0.4, cache_dir=tmp_path)
+    assert not caplog.records
+    DiskBM25Retriever(made_up_corpus(5), k1=3.0, cache_dir=tmp_path)
+    assert "rescore_factor" in caplog.text
 
 
 def test_queries_of_equal_terms_are_searched_once_in_a_call(tmp_path, monkeypatch):
