@@ -84,13 +84,14 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
     """Evaluate, print the table, and write the run's files."""
     from searchqa_agents.evaluate import evaluate
     from searchqa_agents.loading import build_agent
+    from searchqa_agents.lost_back_end import check_measured
     from searchqa_agents.progress import progress
     from searchqa_agents.report import search_line, write_page
     from searchqa_agents.runs import RunFolder, read_searches, run_stamp
     from searchqa_agents.table import show, stamp_line
 
     _check(settings)
-    with RunFolder(path, command="eval") as folder:
+    with RunFolder(path, command="eval") as folder, folder.telling_way_on():
         write_config(folder, config)
         venv = _make_venv(settings)
         base: Any = venv.unwrapped
@@ -116,6 +117,7 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
         folder.log_searches("eval", 0, base.search_counters().sums)
         searches = read_searches(folder.path)
         venv.close()
+        check_measured(evaluation.trajectories, "the evaluation")
         columns, rows = result_rows(evaluation)
         folder.write_json(
             "summary.json",
@@ -154,4 +156,7 @@ def result_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
         )
     counts = [str(int(evaluation.groups[group]["questions"])) for group in groups]
     rows.append(["questions", str(int(evaluation.metrics["questions"])), "", *counts])
+    if evaluation.metrics["backend_errors"]:
+        lost = [str(int(evaluation.groups[group]["backend_errors"])) for group in groups]
+        rows.append(["episodes that lost the search back end, left out", str(int(evaluation.metrics["backend_errors"])), "", *lost])
     return columns, rows

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchqa_agents.runs import SUMMARY_FILE, RunFolderError, check_run_folder, read_metrics, read_searches, replace_file
+from searchqa_agents.runs import OWN_TO_A_RUN, SUMMARY_FILE, RunFolderError, check_run_folder, read_metrics, read_searches, replace_file
 
 if TYPE_CHECKING:
     from searchqa_agents.trajectory import Trajectory
@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OWN_TO_A_RUN = frozenset({"seed", "command", "commit", "threads", "cpus", "packages", "python", "platform", "searchqa_gym"})
-"""Parts of a stamp that may differ between runs whose mean is still meaningful."""
-
-
-OF_NO_MATTER = frozenset({"seed", "name", "run_dir", "threads", "device", "dry_run", "plugins", "keep_last", "rollouts_every"})
+OF_NO_MATTER = frozenset(
+    {"seed", "name", "run_dir", "threads", "device", "dry_run", "plugins", "keep_last", "rollouts_every", "max_lost_rollouts"}
+)
 """Parts of a configuration that may."""
 
 
@@ -64,6 +62,9 @@ def main(line: Sequence[str]) -> int:
             if searches := read_searches(run.path):
                 name = f"{run.path.name}: " if len(runs) > 1 else ""
                 console.print(f"{name}{search_line(searches['total'])}", markup=False, highlight=False, soft_wrap=True)
+        for run in runs:
+            if line_of_lost := lost_line(run.summary.get("lost_episodes", {})):
+                console.print(f"{run.path.name}: {line_of_lost}", style="bold", markup=False, highlight=False, soft_wrap=True)
         for title, file in files:
             console.print(f"{title}: {file}", markup=False, highlight=False, soft_wrap=True)
     for path in unfinished:
@@ -192,6 +193,26 @@ def totals_of_training(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     own = [line for line in lines if line["phase"] == "train"]
     seconds = math.fsum(line.get(f"time/{part}", 0.0) for line in own for part in ("rollout", "data", "update"))
     return {"tokens": math.fsum(line.get("charts/tokens", 0.0) for line in own), "seconds_training": round(seconds, 3)}
+
+
+def lost_episodes(lines: Sequence[Mapping[str, Any]], measures: Mapping[str, Mapping[str, float]]) -> dict[str, int]:
+    """How many episodes lost their search back end: by phase of the lines of a run, ``before`` and ``after`` of the evaluations; only those above 0."""
+    counts: dict[str, float] = dict.fromkeys(("sft", "before", "train", "after"), 0.0)
+    for line in lines:
+        if line["phase"] in ("sft", "train"):
+            counts[line["phase"]] += line.get("charts/backend_errors", 0.0)
+    for when, values in measures.items():
+        counts[when] = math.fsum(value for key, value in values.items() if key.endswith("/backend_errors"))
+    return {when: int(count) for when, count in counts.items() if count}
+
+
+def lost_line(lost: Mapping[str, int]) -> str:
+    """The counts of :func:`lost_episodes` in one line; empty for none."""
+    names = {"sft": "demonstrations", "before": "evaluation before", "train": "training", "after": "evaluation after"}
+    parts = ", ".join(f"{names.get(when, when)} {count:,}" for when, count in lost.items())
+    if not parts:
+        return ""
+    return f"The search back end was lost in {sum(lost.values()):,} episodes ({parts}): they are left out of all means, and nothing was learned from them."
 
 
 def search_line(searches: Mapping[str, float]) -> str:

@@ -3,6 +3,7 @@
     runs/<date-time>-<name>/
         config.yaml  stamp.json     what was run, and what a number from it needs to be comparable
         overrides.yaml              the line that began it, for resume=
+        stamps.json                 the stamp of each time that it was begun or gone on with
         metrics.jsonl               one line per logged step, appended and flushed
         tensorboard/<phase>/        the same for TensorBoard
         checkpoints/<phase>-<step>/ the last few, the best, and those marked to be kept
@@ -32,6 +33,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from searchqa_envs.errors import SearchQAError
+from searchqa_retrievers.types import RetrieverError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -44,8 +46,11 @@ logger = logging.getLogger(__name__)
 PACKAGES = ("searchqa-gym", "gymnasium", "numpy", "bm25s", "numba", "torch", "transformers", "hydra-core")
 METRICS_FILE = "metrics.jsonl"
 SEARCHES_FILE = "searches.jsonl"
+STAMPS_FILE = "stamps.json"
 SUMMARY_FILE = "summary.json"
 TOKENIZER_FOLDER = "tokenizer"
+OWN_TO_A_RUN = frozenset({"seed", "command", "commit", "threads", "cpus", "packages", "python", "platform", "searchqa_gym"})
+"""Parts of a stamp that may differ between runs whose mean is still meaningful."""
 
 
 class RunFolderError(SearchQAError):
@@ -54,6 +59,10 @@ class RunFolderError(SearchQAError):
 
 class StorageError(RunFolderError):
     """A file could not be written: the disk is full, a quota is used up, or the folder is gone."""
+
+
+class OtherSearchError(RunFolderError):
+    """A run would go on with another search engine, corpus or data than it was begun with."""
 
 
 class Checkpoint(NamedTuple):
@@ -144,6 +153,16 @@ class RunFolder:
             return f"There is no checkpoint yet: `{line}` begins again."
         return f"The last good checkpoint is {checkpoints[-1].path}: `{line}` goes on from it."
 
+    @contextmanager
+    def telling_way_on(self) -> Iterator[None]:
+        """Let the message of an error of the search back end end with what is safe and how to go on."""
+        from searchqa_agents.lost_back_end import LostBackEndError
+
+        try:
+            yield
+        except (RetrieverError, LostBackEndError) as error:
+            raise type(error)(f"{str(error).rstrip('. ')}. {self.way_on()}") from error
+
     @property
     def seconds(self) -> float:
         """Seconds since the run began, without the time between a stop and its resumption."""
@@ -169,6 +188,43 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file at once."""
         return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def write_stamp(self, stamp: Mapping[str, Any]) -> None:
+        """Write ``stamp.json``, and add it to ``stamps.json``, which has one for each time that the run went on from a checkpoint.
+
+        Raises
+        ------
+        OtherSearchError
+            If the run would go on from a checkpoint with another retriever, corpus, data set or other rules than in any of those stamps. A part that
+            one of the two does not know (None, or not there) is no difference. Other package versions are a warning.
+        """
+        earlier = self._stamps() if any(checkpoint.phase != "warmup" for checkpoint in list_checkpoints(self.path)) else []
+        now = json.loads(json.dumps(stamp, default=str))  # as those that were written
+        for one in earlier:
+            different = stamp_differences(one, now)
+            if different:
+                told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in different)
+                raise OtherSearchError(
+                    f"{self.path} cannot go on with another search engine, corpus or data than it was begun with, because its numbers would mix both: "
+                    f"{told}. Bring back what was there (the same line of `searchqa serve`, the same plugin, the same files) and resume, or begin "
+                    f"a new run in another run_dir, with start={list_checkpoints(self.path)[-1].path} if from this policy."
+                )
+        if earlier:
+            versions = [{"searchqa_gym": one.get("searchqa_gym"), **one.get("packages", {})} for one in (earlier[-1], stamp)]
+            changed = [name for name in versions[1] if versions[0].get(name) not in (None, versions[1][name])]
+            if changed:
+                told = ", ".join(f"{name} was {versions[0][name]}, is {versions[1][name]}" for name in changed)
+                logger.warning("%s goes on with other package versions: %s.", self.path, told)
+        self.write_json(STAMPS_FILE, [*earlier, stamp])
+        self.write_json("stamp.json", stamp)
+
+    def _stamps(self) -> list[dict[str, Any]]:
+        """Those of each time; of a run that was begun before they were kept, the last."""
+        file, last = self.path / STAMPS_FILE, self.path / "stamp.json"
+        if file.is_file():
+            stamps: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+            return stamps
+        return [json.loads(last.read_text(encoding="utf-8"))] if last.is_file() else []
 
     def write_trajectories(self, name: str, trajectories: Iterable[Trajectory]) -> Path:
         """Write ``trajectories/<name>.jsonl.gz`` at once."""
@@ -376,6 +432,27 @@ def run_stamp(environment: Mapping[str, Any], *, seed: int, threads: int | None)
         "cpus": os.cpu_count(),
         "command": " ".join(["searchqa", *sys.argv[1:]]),
     }
+
+
+def stamp_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Where two stamps differ in what a number depends on: the key, such as ``retriever.k1``, the old and the new value.
+
+    What is own to a run (:data:`OWN_TO_A_RUN`), or None or missing on one side, is no difference.
+    """
+    own = OWN_TO_A_RUN | {"algorithm"}
+    before, now = ({key: value for key, value in stamp.items() if key not in own} for stamp in (old, new))
+    return _differences(before, now)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if old is None or new is None:
+        return []
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        inner = [_differences(old[name], new[name], f"{key}.{name}" if key else str(name)) for name in old if name in new]
+        return [difference for differences in inner for difference in differences]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in _differences(pair[0], pair[1], f"{key}.{i}")]
+    return [] if old == new else [(key, old, new)]
 
 
 def git_commit() -> str | None:

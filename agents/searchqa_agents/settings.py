@@ -168,6 +168,7 @@ class WarmStartSettings(RunSettings):
     sft: Any = MISSING
     num_envs: int = MISSING
     keep_last: int = MISSING
+    max_lost_rollouts: int = MISSING
 
 
 @dataclass

@@ -26,8 +26,8 @@ def run(config: DictConfig, path: Path) -> None:
     from rich.console import Console
 
     from searchqa_agents.loading import make_venv
-    from searchqa_agents.report import write_picture
-    from searchqa_agents.runs import RunFolder, run_stamp
+    from searchqa_agents.report import lost_episodes, lost_line, write_picture
+    from searchqa_agents.runs import RunFolder, list_checkpoints, run_stamp
     from searchqa_agents.training_run import Training, check_start, prepare
 
     settings = cast(WarmStartSettings, OmegaConf.to_object(config))
@@ -40,10 +40,13 @@ def run(config: DictConfig, path: Path) -> None:
         console.print(f"Would {first}induction warm-up and fine-tuning, and write {settings.run_dir}.", markup=False, soft_wrap=True)
         return
     prepare(settings)
-    with RunFolder(path, settings.keep_last, "sft") as folder:
-        write_config(folder, config)
+    with RunFolder(path, settings.keep_last, "sft") as folder, folder.telling_way_on():
+        check_config(folder.path, config)
+        if not list_checkpoints(folder.path):
+            write_config(folder, config)
         venv = make_venv(settings.env, settings.num_envs)
-        folder.write_json("stamp.json", run_stamp(venv.unwrapped.stamp(), seed=settings.seed, threads=settings.threads))
+        folder.write_stamp(run_stamp(venv.unwrapped.stamp(), seed=settings.seed, threads=settings.threads))
+        write_config(folder, config)
         training = Training(settings, folder, venv)
         training.run_warmup()
         training.run_sft()
@@ -51,5 +54,8 @@ def run(config: DictConfig, path: Path) -> None:
         model = folder.path / "model"
         training.policy.save(model)
         write_picture(folder.path)
+        lost = lost_episodes(folder.metrics(), {})
+    if lost:
+        console.print(lost_line(lost), style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Policy: {model}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"`searchqa train start={model}` trains it further.", markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from searchqa_agents.demonstrations import fresh_demonstrations
+from searchqa_agents.lost_back_end import LostRollouts, watched
 from searchqa_agents.optimisation import OnCheckpoint, OnStep
 from searchqa_agents.policy import Policy
 from searchqa_agents.sft import SFTConfig, train_sft
@@ -64,13 +65,17 @@ def train_supervised(
     on_step: OnStep | None = None,
     on_checkpoint: OnCheckpoint | None = None,
     state: Mapping[str, Any] | None = None,
+    lost: LostRollouts | None = None,
 ) -> None:
     """Train ``policy`` in place on fresh demonstrations.
+
+    ``lost`` counts batches whose search back end is gone, and ends the training when they are too many.
 
     Metrics: those of :func:`~searchqa_agents.sft.train_sft`, but ``charts/tokens`` counts all tokens that were read, as it does for RL algorithms.
     """
     sft = config.sft()
     batches = fresh_demonstrations(venv, config.demonstrations, batch_size=sft.batch_size, seed=sft.seed, num_worlds=sft.num_worlds)
+    batches = batches if lost is None else watched(batches, lost)
     read: dict[int, int] = {}
 
     def counted(step: int) -> list[Any]:

@@ -79,8 +79,8 @@ def _title(label: str) -> str:
 def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, console: Console, parallel: Parallel) -> None:
     """All phases, then the table, the picture and the page. ``label`` is the algorithm's name on the line."""
     from searchqa_agents.loading import make_venv
-    from searchqa_agents.report import search_line, totals_of_training, write_page, write_picture
-    from searchqa_agents.runs import SUMMARY_FILE, RunFolder, read_searches, run_stamp
+    from searchqa_agents.report import lost_episodes, lost_line, search_line, totals_of_training, write_page, write_picture
+    from searchqa_agents.runs import SUMMARY_FILE, RunFolder, list_checkpoints, read_searches, run_stamp
     from searchqa_agents.table import show, stamp_line
     from searchqa_agents.training_run import Training, follow, prepare, table_of
 
@@ -92,13 +92,16 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, c
     if not parallel.main:
         follow(settings, parallel)
         return
-    with RunFolder(path, settings.keep_last) as folder:
-        write_config(folder, config)
+    with RunFolder(path, settings.keep_last) as folder, folder.telling_way_on():
+        check_config(folder.path, config)
+        if not list_checkpoints(folder.path):
+            write_config(folder, config)
         venv = make_venv(settings.env, settings.num_envs)
         stamp = run_stamp(venv.unwrapped.stamp(), seed=settings.seed, threads=settings.threads)
         stamp["measured_on"] = settings.evaluation.split
         stamp["algorithm"] = label
-        folder.write_json("stamp.json", stamp)
+        folder.write_stamp(stamp)
+        write_config(folder, config)  # only now: what the folder holds stays as it is where its search engine is not this one
         folder.write_tokenizer(venv.unwrapped.tokenizer)
         training = Training(settings, folder, venv)
         if settings.start == "nothing":
@@ -113,11 +116,14 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, c
         summary: dict[str, Any] = {"kind": "train", "name": settings.name, "algorithm": label, "seed": settings.seed}
         summary |= {"seconds": folder.seconds, **totals_of_training(folder.metrics())}
         summary |= {"alarms": [alarm._asdict() for alarm in training.alarms.raised] if training.alarms is not None else []}
+        summary["lost_episodes"] = lost = lost_episodes(folder.metrics(), measures)
         summary["search"] = searches = read_searches(folder.path)
         folder.write_json(SUMMARY_FILE, {**summary, "columns": columns, "rows": rows, "titles": titles, "measures": measures})
         picture = write_picture(folder.path)
         page = write_page(folder.path)
         show(console, f"{settings.name}: {settings.evaluation.questions} questions each", columns, rows, stamp_line(stamp))
         console.print(search_line(searches.get("total", {})), markup=False, highlight=False, soft_wrap=True)
+        if lost:
+            console.print(lost_line(lost), style="bold", markup=False, highlight=False, soft_wrap=True)
         for title, file in (("Checkpoint", training.saved), ("Picture", picture), ("Page", page)):
             console.print(f"{title}: {file}", markup=False, highlight=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from searchqa_agents.batch import Batch, make_batch, select, to_device
 from searchqa_agents.language_model import LanguageModel
 from searchqa_agents.learner import Learner
 from searchqa_agents.losses import kl_estimate, token_weights, truncated_importance
+from searchqa_agents.lost_back_end import MAX_LOST_ROLLOUTS, LostRollouts, is_lost
 from searchqa_agents.optimisation import OnCheckpoint, OnStep, trainable
 from searchqa_agents.parallel import Parallel, shared_rollout
 from searchqa_agents.policy import Policy
@@ -60,6 +61,7 @@ def train(
     stamp: Mapping[str, Any] | None = None,
     parallel: Parallel | None = None,
     sampler: LanguageModel | None = None,
+    max_lost_rollouts: int = MAX_LOST_ROLLOUTS,
 ) -> None:
     """Train ``policy`` in place on the questions of ``venv``.
 
@@ -78,6 +80,14 @@ def train(
     sampler
         What plays the episodes where it is not ``policy`` itself, such as a :class:`~searchqa_agents.completion_server.CompletionServerLM` whose
         weights you keep up with the policy's (from ``on_step``). With ``config.recompute_logprobs`` losses are weighted for the difference.
+    max_lost_rollouts
+        So many rollouts in a row without an answered search, or all that are left, end the training; 0: it is never ended. Until the back end
+        answers again there is no checkpoint, except at the end, so that these steps are taken again by who goes on from the last one.
+
+    Raises
+    ------
+    LostBackEndError
+        See ``max_lost_rollouts``; in all processes at the same step.
 
     Metrics, beside those of :func:`rollout_metrics`. Means over the step's updates: ``losses/policy_loss``, ``losses/approx_kl`` (k3 of the policy that
     sampled against the one being updated, nats per token; trajectories without advantage may count as 0), ``losses/grad_norm``, and with the
@@ -92,6 +102,7 @@ def train(
     parallel = parallel or Parallel()
     learner = Learner(policy, config, has_critic=chosen.critic, parallel=parallel)
     first = 0 if state is None else learner.load_state_dict(state)
+    lost = LostRollouts(max_lost_rollouts, config.steps - first)
     base: Any = venv.unwrapped
     for step in range(first, config.steps):
         # 1. play a group of episodes on each question
@@ -99,6 +110,7 @@ def train(
         base.set_progress(step + 1, config.steps)  # counted from 1, as ZeroSearch's curriculum does
         counted = base.search_counters().sums
         played, kept, spread = _play(venv, sampler or policy, config, step, {**(stamp or {}), "train_step": step}, parallel)
+        lost.add(played)
         searched = parallel.summed(counted_since(base.search_counters().sums, counted))
         if on_search is not None:
             on_search(step, searched)
@@ -126,7 +138,9 @@ def train(
         if on_step is not None:
             seconds = {"time/rollout": rollout_seconds, "time/update": time.perf_counter() - started - rollout_seconds}
             on_step(done, {**metrics, "charts/learning_rate": learner.learning_rate(step), **seconds})
-        if on_checkpoint is not None and (done == config.steps or (config.checkpoint_every and done % config.checkpoint_every == 0)):
+        lost.check()
+        due = config.checkpoint_every and done % config.checkpoint_every == 0 and not lost.in_a_row
+        if on_checkpoint is not None and (done == config.steps or due):
             on_checkpoint(done, learner.state_dict(done))
 
 
@@ -136,7 +150,7 @@ def _play(
     """All trajectories of a step, the groups to train on, and the share of all groups whose rewards differ.
 
     With dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) groups whose rewards are all alike are left out, and other questions are
-    played in their place, in at most ``dynamic_sampling`` rounds.
+    played in their place, in at most ``dynamic_sampling`` rounds, until one of them is lost.
     """
     source = venv.unwrapped.source  # type: ignore[attr-defined]
     groups: list[list[Trajectory]] = []
@@ -164,7 +178,7 @@ def _play(
         if config.group_size > 1:  # of a group that lost its search back end there may be one left, with nothing to compare it with
             kept = [group for group in kept if len(group) > 1]
         differing = [group for group in kept if len({t.reward for t in group}) > 1]
-        if len(differing) >= config.questions_per_step:
+        if len(differing) >= config.questions_per_step or is_lost(trajectories):  # more rounds would wait for a back end that is gone
             break
     if config.dynamic_sampling > 1:
         kept = differing[: config.questions_per_step]

@@ -36,6 +36,7 @@ from searchqa_agents.loading import (
     published_set,
 )
 from searchqa_agents.lora import add_lora, has_lora
+from searchqa_agents.lost_back_end import LostRollouts, check_measured, watched
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.optimisation import TrainingDivergedError
 from searchqa_agents.parallel import Parallel, shared_rollout
@@ -71,6 +72,7 @@ def prepare(settings: WarmStartSettings) -> None:
     built(WarmupConfig, settings.warmup)
     built(SFTConfig, settings.sft)
     check_at_least(1, num_envs=settings.num_envs)
+    check_at_least(0, max_lost_rollouts=settings.max_lost_rollouts)
     if isinstance(settings, TrainSettings):
         name, config = algorithm_of(settings)
         if name == SUPERVISED:
@@ -112,11 +114,11 @@ def start_of(settings: WarmStartSettings) -> str | None:
 
 
 def check_phases(settings: WarmStartSettings, venv: Any) -> None:
-    """Find before the first step what would fail after minutes: no held-out split, no demonstrations for these questions."""
+    """Find before the first step what would fail after minutes: no held-out split, no demonstrations for these questions, no back end for them."""
     if isinstance(settings, TrainSettings):
         make_venv(settings.env, 1, split=settings.evaluation.split).close()
     if start_of(settings) is None:
-        demonstrations(settings, venv)(0)
+        check_measured(demonstrations(settings, venv)(0), "a look at the demonstrations")
 
 
 def check_start(settings: WarmStartSettings) -> str | None:
@@ -187,6 +189,7 @@ class Training:
         self.policy = first_policy(settings, venv.unwrapped.tokenizer)
         self.saved: Path | None = self.last.path if self.last is not None else None
         self._counted = self._counters()
+        self._lost: LostRollouts | None = None  # of demonstrations
 
     # -- phases --------------------------------------------------------------------------------------------------------------------------
 
@@ -210,7 +213,7 @@ class Training:
         config = self.sft
         with self._phase("sft", config.steps, "losses/sft_loss", "fine-tuning on demonstrations") as (state, on_step, on_checkpoint):
             if not self._behind("sft"):
-                batches = demonstrations(self.settings, self.venv)
+                batches = watched(demonstrations(self.settings, self.venv), self._count_lost(config.steps, state))
                 train_sft(self.policy, batches, config, on_step=on_step, on_checkpoint=on_checkpoint, state=state)
 
     def lead(self, stamp: Mapping[str, Any], parallel: Parallel) -> None:
@@ -241,10 +244,14 @@ class Training:
             if state is not None and name != SUPERVISED:
                 check_reference(state, config, self.policy)
             if name == SUPERVISED:
-                train_supervised(self.policy, self.venv, config, **hooks)
+                train_supervised(self.policy, self.venv, config, lost=self._count_lost(config.steps, state), **hooks)
             else:
-                hooks |= {"on_rollout": on_rollout, "on_search": on_search}
+                hooks |= {"on_rollout": on_rollout, "on_search": on_search, "max_lost_rollouts": settings.max_lost_rollouts}
                 train(self.policy, self.venv, name, config, stamp=stamp, parallel=parallel, **hooks)
+
+    def _count_lost(self, steps: int, state: Mapping[str, Any] | None) -> LostRollouts:
+        self._lost = LostRollouts(self.settings.max_lost_rollouts, steps - (0 if state is None else int(state["steps_done"])))
+        return self._lost
 
     def _watch(self, step: int, metrics: Mapping[str, float], advance: Advance) -> dict[str, float]:
         """Warn of what the alarms see, keep the checkpoint from before it; returns a metric for each alarm."""
@@ -284,11 +291,14 @@ class Training:
                 latest.clear()  # a step whose back end was lost has no exact match
                 latest.update(metrics)
                 alarms = self._watch(step, metrics, advance) if phase == "train" else {}
-                self.folder.log(phase, step, {**metrics, **alarms})
+                lost = {} if self._lost is None or not self._lost.episodes else {"charts/backend_errors": float(self._lost.episodes)}
+                self.folder.log(phase, step, {**metrics, **lost, **alarms})
                 self._log_searches(phase, step)
                 advance(step, f"{shown.rpartition('/')[2].replace('_', ' ')} {metrics.get(shown, float('nan')):.3f}")
 
             def on_checkpoint(step: int, trainer_state: Mapping[str, Any]) -> None:
+                if self._lost is not None and self._lost.in_a_row and step < steps:
+                    return  # these steps are taken again by a run that stops for it
                 check_finite(trainer_state["model"], step)
 
                 def write(path: Path) -> None:
@@ -305,6 +315,8 @@ class Training:
                 group = "algo" if phase == "train" else phase
                 rate = getattr(self.settings, group).learning_rate
                 raise type(error)(f"{error} {self.folder.way_on(f'{group}.learning_rate={rate / 2:g}')}") from error
+            finally:
+                self._lost = None
 
     # -- measuring -----------------------------------------------------------------------------------------------------------------------
 
@@ -343,7 +355,8 @@ def follow(settings: TrainSettings, parallel: Parallel) -> None:
     if name != SUPERVISED:  # which one process does
         state = None if file is None else load_state(Path(file))
         # a hook that writes nothing: all processes together make the state that the first one saves
-        train(policy, venv, name, config, state=state, stamp=stamp, parallel=parallel, on_checkpoint=lambda step, state: None)
+        hooks: dict[str, Any] = {"on_checkpoint": lambda step, state: None, "max_lost_rollouts": settings.max_lost_rollouts}
+        train(policy, venv, name, config, state=state, stamp=stamp, parallel=parallel, **hooks)
     parallel.broadcast_weights(policy.scorer)
     measured(policy, settings, "", stamp, parallel)
     venv.close()
@@ -423,7 +436,10 @@ def measured(
             searched = added_counters(searched, venv.unwrapped.search_counters().sums)
             venv.close()
             prefix = mode if hops is None else f"hops={hops}/{mode}"
+            check_measured(found.trajectories, f"the evaluation {prefix}")
             measures |= {f"{prefix}/{name}": found.metrics[name] for name in ("em", "f1", "searches", "reward") if name in found.metrics}
+            if found.metrics["backend_errors"]:
+                measures[f"{prefix}/backend_errors"] = found.metrics["backend_errors"]
             if mode == "sampled":
                 kept += found.trajectories[: evaluation.save // len(groups)]
             advance(done + 1, f"{prefix} em {found.metrics.get('em', 0.0):.3f}")
@@ -446,4 +462,7 @@ def table_of(measures: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, str
         titles[f"{start}off/em"] = f"{hops}exact match, sampled, retriever off"
     titles = {key: title for key, title in titles.items() if key in keys}
     rows = [[title, *(number(measures[when].get(key)) for when in ("before", "after"))] for key, title in titles.items()]
+    lost = {when: sum(value for key, value in values.items() if key.endswith("/backend_errors")) for when, values in measures.items()}
+    if any(lost.values()):
+        rows.append(["episodes that lost the search back end, left out", *(f"{lost[when]:.0f}" for when in ("before", "after"))])
     return titles, ["held-out questions", "before", "after"], rows
