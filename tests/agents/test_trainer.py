@@ -89,6 +89,7 @@ def run(algorithm="grpo", *, state=None, venv=None, policy=None, reward=some_rew
         on_step=lambda step, values: metrics.update({step: dict(values)}),
         on_checkpoint=on_checkpoint,
         on_rollout=lambda step, trajectories: played.update({step: list(trajectories)}),
+        max_lost_rollouts=0,
     )
     return policy, metrics, states, played
 

@@ -76,6 +76,7 @@ def run(retriever, steps, before_step=lambda step: None, questions=4, group_size
         GRPOConfig(steps=steps, questions_per_step=questions, group_size=group_size, seed=5, num_worlds=50),
         on_step=on_step,
         on_rollout=lambda step, trajectories: played.append(list(trajectories)),
+        max_lost_rollouts=0,
     )
     return SimpleNamespace(metrics=metrics, played=played, weights=weights)
 
