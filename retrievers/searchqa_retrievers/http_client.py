@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 import os
 import random
 import threading
@@ -12,15 +14,26 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from searchqa_retrievers.checks import check_request
 from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.http_formats import FORMATS, IDENTITY_HEADER, FormatError, from_json, to_json
-from searchqa_retrievers.types import Hit, Retriever, RetrieverError, RetrieverUnavailable, SearchRequest, default_cache_key
+from searchqa_retrievers.types import (
+    SERVER_NOT_REACHED,
+    Hit,
+    Retriever,
+    RetrieverError,
+    RetrieverUnavailable,
+    SearchRequest,
+    default_cache_key,
+)
 
 if TYPE_CHECKING:
     import httpx2
+
+logger = logging.getLogger(__name__)
 
 CONNECTIONS = 16
 """Most requests to the server at the same time, and connections kept open."""
@@ -57,7 +70,8 @@ class Http:
     With ``hedge_after``, a try that has no answer by then is sent a second time, where a connection is free; the first usable answer counts and the
     other request is given up. This shortens the longest waits for servers of which a few answers are slow, and adds to their load.
 
-    Can be shared by threads, pickled, and used on both sides of a fork; each process has connections of its own.
+    Can be shared by threads, pickled, and used on both sides of a fork; each process has connections of its own. They go straight to the server: the
+    proxies of the environment (``HTTP_PROXY``, ...) are not used.
 
     Parameters
     ----------
@@ -76,7 +90,7 @@ class Http:
     require_scores : bool
         Take an answer without scores for one that is not of the format, where passages otherwise get 1/rank. ``r1-searcher`` and ``zerosearch`` have none.
     token : str or None
-        Sent as ``Authorization: Bearer``.
+        Sent as ``Authorization: Bearer``. A warning is logged where it leaves a network of one's own over plain http.
 
     Raises
     ------
@@ -116,10 +130,12 @@ class Http:
         self.url = _address(url, self.format.path)
         self.timeout, self.deadline, self.retries, self.hedge_after = timeout, deadline, retries, hedge_after
         self.require_scores = require_scores
+        if token is not None:
+            _warn_of_plain_http(self.url)
         self._token = token
         self._processes: dict[int, _Process] = {}
         self._counts: dict[int, _Counts] = {}
-        self._server: dict[str, Any] | None = None
+        self._server: dict[str, Any] | str | None = None
         self._knows_server = False
         self._identity: str | None = None
 
@@ -171,8 +187,9 @@ class Http:
     def stamp(self) -> dict[str, Any]:
         """The settings, and under ``server`` the stamp of the retriever behind a server of this package, with the hash of its corpus.
 
-        The server is asked until it has answered once, each time for at most :data:`STAMP_SECONDS`. None stands for a server that cannot be
-        reached or does not tell, as those of other makers do; nothing is known then of what it searches.
+        The server is asked until it has answered once, each time for at most :data:`STAMP_SECONDS`. None stands for a server that does not
+        tell, as those of other makers do, and :data:`~searchqa_retrievers.types.SERVER_NOT_REACHED` for one that could not be asked; nothing is
+        known then of what it searches.
         """
         if not self._knows_server:
             process = self._process()
@@ -180,7 +197,7 @@ class Http:
                 self._server = process.run(self._ask_stamp(process)).result()
                 self._knows_server = True
             except (TimeoutError, CancelledError, RetrieverUnavailable):
-                self._server = None  # asked again at the next stamp
+                self._server = SERVER_NOT_REACHED  # asked again at the next stamp
         return {"retriever": self.name, "format": self.format.name, "url": self.url, "server": self._server}
 
     def counters(self) -> dict[str, float]:
@@ -434,7 +451,10 @@ class _Process:
 
                 headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._token}"} if self._token else {})
                 limits = httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
-                self.client = httpx2.AsyncClient(headers=headers, timeout=None, limits=limits)  # the time is kept by `_ask_batch`
+                # `_ask_batch` keeps the time. Certificates that the environment names are trusted, but no proxy is used: it could not reach a
+                # server on the loopback, and over plain http it would see the token.
+                verify = httpx2.create_ssl_context()
+                self.client = httpx2.AsyncClient(headers=headers, timeout=None, limits=limits, verify=verify, trust_env=False)
                 self.errors = httpx2.RequestError
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="searchqa-http", daemon=True)
@@ -509,6 +529,24 @@ def _address(url: str, path: str) -> str:
         )
     base = url.rstrip("/")
     return base if base.endswith(path) else base + path
+
+
+@functools.cache
+def _warn_of_plain_http(url: str) -> None:
+    """Say once for each address that a token goes there unencrypted, unless its network is likely one's own."""
+    import httpx2
+
+    parsed = httpx2.URL(url)
+    if parsed.scheme == "http" and not _is_own_network(parsed.host):
+        logger.warning("The token goes to %s unencrypted; use https", url)
+
+
+def _is_own_network(host: str) -> bool:
+    """Loopback and private addresses; of names, those that no public server can have."""
+    try:
+        return ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".internal", ".localhost"))
 
 
 def retry_after_seconds(retry_after: str | None) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import inspect
 import math
@@ -25,9 +26,10 @@ T = TypeVar("T")
 
 PAGES = ("snippet", "page")
 COUNTERS = (
-    *("engine_calls", "engine_retries", "engine_seconds"),
+    *("engine_calls", "engine_answers", "engine_retries", "engine_seconds"),
     *("page_fetches", "page_refused", "page_robots_refused", "page_failed", "page_late", "page_seconds"),
-    *("summariser_calls", "summariser_retries", "summariser_prompt_tokens", "summariser_completion_tokens", "summariser_seconds"),
+    *("summariser_calls", "summariser_answers", "summariser_retries", "summariser_seconds"),
+    *("summariser_prompt_tokens", "summariser_completion_tokens"),
 )
 """What :meth:`Online.counters` counts, each under ``online/``."""
 
@@ -186,6 +188,15 @@ class Online:
         """What this process has asked for: :data:`COUNTERS`, as sums; seconds are those of all requests, which may overlap."""
         return {f"online/{name}": float(value) for name, value in self._counted().items()}
 
+    @property
+    def billed_calls(self) -> int:
+        """Calls of the engine that may be billed, in this process so far: those that got an HTTP status of 2xx, however the rest of the answer was.
+
+        A result page is one call, so that a search with a large ``top_k`` has several; a repeated try counts again. An engine may also bill a call
+        whose answer did not come in time, which nobody here can know.
+        """
+        return int(self._counted()["engine_answers"])
+
     def close(self) -> None:
         """Close this process's connections; calls under way fail. The next call opens new ones."""
         process = self._processes.pop(os.getpid(), None)
@@ -252,11 +263,11 @@ class Online:
         for number in range(math.ceil(provider.most / provider.per_call)):
             base = provider.write(query, self._site, number, self._keys())
             call = Call(base.method, {**base.parameters, **self._parameters}, base.secret_headers, base.secret_parameters)
-            page = await process.engine.ask(call, provider.read)
+            page = await process.engine.ask(call, functools.partial(provider.read, extras=self._answer_box))
             before = len(found)
-            for one in (*(page.answers if self._answer_box and number == 0 else ()), *page.found):
+            for one in (*(page.answers if number == 0 else ()), *page.found):
                 found.setdefault(one.url, one)
-            related += page.related if self._answer_box else ()
+            related += page.related
             if len(found) >= wanted or not page.more or len(found) == before:
                 break
         for one in related:
@@ -299,7 +310,8 @@ class _Process:
 
         self.counters = online._counted()
         limits = httpx2.Limits(max_connections=2 * online._parallel)
-        self.client = httpx2.AsyncClient(verify=tls_context(), timeout=None, limits=limits)  # `Asker` keeps the time
+        # `Asker` keeps the time. No proxy sees what is not encrypted: plain http goes to services of one's own, keys and all.
+        self.client = httpx2.AsyncClient(verify=tls_context(), timeout=None, limits=limits, mounts={"http://": None})
         self.engine = Asker(self.client, online._service, self.counters, online._parallel, Pace(online._requests_per_second))
         summariser = online._summariser
         if summariser is not None:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from searchqa_retrievers.http_formats import FormatError
@@ -42,6 +42,12 @@ class ResultPage(NamedTuple):
     related: Sequence[Found] = ()
 
 
+class Reader(Protocol):
+    """A function that reads an engine's answer."""
+
+    def __call__(self, body: Any, *, extras: bool = False) -> ResultPage: ...
+
+
 @dataclass(frozen=True)
 class Provider:
     """A search engine.
@@ -59,7 +65,8 @@ class Provider:
     write
         The call for a query, a site or None, the number of the result page from 0, and the values of ``key_variables``.
     read
-        What an answer says. Raises :class:`~searchqa_retrievers.http_formats.FormatError`.
+        What an answer says, with the answer box and the related questions where ``extras`` is true; odd ones of these are passed over.
+        Raises :class:`~searchqa_retrievers.http_formats.FormatError`.
     answer_box : bool
         Whether it has an answer box and related questions.
     """
@@ -72,7 +79,7 @@ class Provider:
     most_characters: int
     most_words: int
     write: Callable[[str, str | None, int, Sequence[str]], Call]
-    read: Callable[[Any], ResultPage]
+    read: Reader
     answer_box: bool = False
 
 
@@ -105,13 +112,11 @@ def _write_serper(query: str, site: str | None, page: int, keys: Sequence[str]) 
     return Call("POST", {"q": _with_site(query, site), "num": 10, "page": page + 1}, secret_headers={"X-API-KEY": keys[0]})
 
 
-def _read_serper(body: Any) -> ResultPage:
-    answer = _object(body)
+def _read_serper(body: Any, *, extras: bool = False) -> ResultPage:
+    answer = _answer(body, "organic", "searchParameters", "credits")
     rows = _rows(answer, "organic")
-    box = answer.get("answerBox")
-    answers = [] if not isinstance(box, dict) else _found([box], "link", "title", "answer" if "answer" in box else "snippet")
-    related = _found(_rows(answer, "peopleAlsoAsk", optional=True), "link", "question", "snippet")
-    return ResultPage(_found(rows, "link", "title", "snippet"), bool(rows), answers, related)
+    page = ResultPage(_found(rows, "link", "title", "snippet"), bool(rows))
+    return _with_extras(page, answer, "answerBox", "peopleAlsoAsk") if extras else page
 
 
 # -- SerpAPI -----------------------------------------------------------------------------------------------------------------------------------
@@ -122,19 +127,14 @@ def _write_serpapi(query: str, site: str | None, page: int, keys: Sequence[str])
     return Call("GET", parameters, secret_parameters={"api_key": keys[0]})
 
 
-def _read_serpapi(body: Any) -> ResultPage:
-    answer = _object(body)
-    error = answer.get("error")
-    if error is not None and "hasn't returned any results" not in str(error):
-        raise FormatError(f"the engine reports an error: {error!r:.200}")
-    rows = _rows(answer, "organic_results", optional=error is not None)
-    box = answer.get("answer_box")
-    answers = [] if not isinstance(box, dict) else _found([box], "link", "title", "answer" if "answer" in box else "snippet")
-    related = _found(_rows(answer, "related_questions", optional=True), "link", "question", "snippet")
+def _read_serpapi(body: Any, *, extras: bool = False) -> ResultPage:
+    if isinstance(body, dict) and "hasn't returned any results" in str(body.get("error")):
+        body = {key: value for key, value in body.items() if key != "error"} | {"organic_results": []}
+    answer = _answer(body, "organic_results", "search_metadata", "search_parameters", "search_information")
     pagination = answer.get("serpapi_pagination")
-    return ResultPage(
-        _found(rows, "link", "title", "snippet"), isinstance(pagination, dict) and bool(pagination.get("next")), answers, related
-    )
+    more = isinstance(pagination, dict) and bool(pagination.get("next"))
+    page = ResultPage(_found(_rows(answer, "organic_results"), "link", "title", "snippet"), more)
+    return _with_extras(page, answer, "answer_box", "related_questions") if extras else page
 
 
 # -- Google's Custom Search --------------------------------------------------------------------------------------------------------------------
@@ -145,13 +145,11 @@ def _write_google_cse(query: str, site: str | None, page: int, keys: Sequence[st
     return Call("GET", parameters, secret_parameters={"key": keys[0], "cx": keys[1]})
 
 
-def _read_google_cse(body: Any) -> ResultPage:
-    answer = _object(body)
-    if answer.get("kind") != "customsearch#search" and not isinstance(answer.get("searchInformation"), dict):
-        raise FormatError(f"an object of the kind 'customsearch#search' was due, got one with {sorted(answer)!r:.200}")
+def _read_google_cse(body: Any, *, extras: bool = False) -> ResultPage:
+    answer = _answer(body, "items", "kind", "searchInformation")
     queries = answer.get("queries")
     more = isinstance(queries, dict) and bool(queries.get("nextPage"))
-    return ResultPage(_found(_rows(answer, "items", optional=True), "link", "title", "snippet"), more)
+    return ResultPage(_found(_rows(answer, "items"), "link", "title", "snippet"), more)
 
 
 # -- Brave -------------------------------------------------------------------------------------------------------------------------------------
@@ -162,12 +160,9 @@ def _write_brave(query: str, site: str | None, page: int, keys: Sequence[str]) -
     return Call("GET", parameters, secret_headers={"X-Subscription-Token": keys[0]})
 
 
-def _read_brave(body: Any) -> ResultPage:
-    answer = _object(body)
-    query = answer.get("query")
-    if answer.get("type") != "search" and not isinstance(query, dict):
-        raise FormatError(f"an object of the type 'search' was due, got one with {sorted(answer)!r:.200}")
-    web = answer.get("web")
+def _read_brave(body: Any, *, extras: bool = False) -> ResultPage:
+    answer = _answer(body, "web", "query")
+    query, web = answer.get("query"), answer.get("web")
     rows = [] if web is None else _rows(_object(web), "results")
     more = bool(query.get("more_results_available")) if isinstance(query, dict) else False
     return ResultPage(_found(rows, "url", "title", "description"), more)
@@ -183,8 +178,9 @@ def _write_tavily(query: str, site: str | None, page: int, keys: Sequence[str]) 
     return Call("POST", parameters, secret_headers={"Authorization": f"Bearer {keys[0]}"})
 
 
-def _read_tavily(body: Any) -> ResultPage:
-    return ResultPage(_found(_rows(_object(body), "results"), "url", "title", "content"), more=False)
+def _read_tavily(body: Any, *, extras: bool = False) -> ResultPage:
+    answer = _answer(body, "results", "query", "response_time")
+    return ResultPage(_found(_rows(answer, "results"), "url", "title", "content"), more=False)
 
 
 PROVIDERS = MappingProxyType(
@@ -226,23 +222,53 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
-def _rows(answer: dict[str, Any], field: str, optional: bool = False) -> list[dict[str, Any]]:
-    rows = answer.get(field, [] if optional else None)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+def _answer(body: Any, *marks: str) -> dict[str, Any]:
+    """An answer of the engine: it has one of these fields, and no error. One without results found none."""
+    answer = _object(body)
+    if answer.get("error") is not None:
+        raise FormatError(f"the engine reports an error: {answer['error']!r:.200}")
+    if not any(answer.get(mark) is not None for mark in marks):
+        raise FormatError(f"an object with {' or '.join(map(repr, marks))} was due, got one with {sorted(answer)!r:.200}")
+    return answer
+
+
+def _rows(answer: dict[str, Any], field: str) -> list[Any]:
+    rows = answer.get(field)
+    if rows is None:
+        return []
+    if not isinstance(rows, list):
         raise FormatError(f"{field!r} must be a list of objects, got {rows!r:.80} in an answer with {sorted(answer)!r:.200}")
     return rows
 
 
-def _found(rows: list[dict[str, Any]], url: str, title: str, text: str) -> list[Found]:
-    """The rows that have a web address; a title or a text may be missing."""
+def _found(rows: list[Any], url: str, title: str, text: str) -> list[Found]:
+    """The rows that have a web address; a title or a text may be missing, and an odd row is passed over unless all are odd."""
+    sound = [row for row in rows if isinstance(row, dict) and all(isinstance(row.get(field), str | None) for field in (url, title, text))]
+    if rows and not sound:
+        raise FormatError(f"results must be objects in which {url!r}, {title!r} and {text!r} are strings, got {rows[0]!r:.200}")
     found = []
-    for row in rows:
-        values = [row.get(field) for field in (url, title, text)]
-        if not all(value is None or isinstance(value, str) for value in values):
-            raise FormatError(f"{url!r}, {title!r} and {text!r} of a result must be strings, got {row!r:.200}")
-        address = canonical_url(values[0] or "")
+    for row in sound:
+        address = canonical_url(row.get(url) or "")
         if address is not None:
-            found.append(Found(address, plain_text(values[1] or ""), plain_text(values[2] or "")))
+            found.append(Found(address, plain_text(row.get(title) or ""), plain_text(row.get(text) or "")))
+    return found
+
+
+def _with_extras(page: ResultPage, answer: dict[str, Any], box: str, related: str) -> ResultPage:
+    """The page with its answer box, the first where there are several, and its related questions; no odd one spoils a search that is paid for."""
+    answers = _extras(answer.get(box), "title", ("answer", "snippet"))
+    return page._replace(answers=answers[:1], related=_extras(answer.get(related), "question", ("snippet",)))
+
+
+def _extras(value: Any, title: str, texts: tuple[str, ...]) -> list[Found]:
+    found = []
+    for row in value if isinstance(value, list) else [value]:
+        if not isinstance(row, dict) or not isinstance(row.get("link"), str) or not isinstance(row.get(title), str | None):
+            continue
+        text = next((row[field] for field in texts if isinstance(row.get(field), str) and row[field].strip()), None)
+        address = canonical_url(row["link"])
+        if text is not None and address is not None:
+            found.append(Found(address, plain_text(row.get(title) or ""), plain_text(text)))
     return found
 
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 import random
+import re
 import threading
 import time
 from collections import defaultdict
@@ -14,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, quote_plus, urlencode
+from urllib.parse import quote, urlencode
 
 from searchqa_retrievers.http_client import retry_after_seconds
 from searchqa_retrievers.http_formats import FormatError, from_json, to_json
@@ -33,6 +34,11 @@ MOST_BYTES = 2**24
 """An answer longer than this is not read to its end."""
 KEY_REFUSALS = ("API_KEY_INVALID", "SUBSCRIPTION_TOKEN_INVALID")
 """Google says with status 400 and Brave with 422 that a key is wrong, in these words."""
+QUOTED = 300
+"""Characters of an answer that a message quotes."""
+_SPENT = re.compile(r"\b(credits?|quota|billing|payment|insufficient funds|run out of)\b", re.IGNORECASE)
+_RATE = re.compile(r"\bper[ _-]?(second|sec|minute|min)\b", re.IGNORECASE)
+_NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&apos;"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,8 @@ class Pace:
 class Asker:
     """Sends calls to one service, at most ``parallel`` at the same time.
 
-    Lives in one event loop. ``counters`` gets ``<label>_calls`` (tries), ``<label>_retries`` and ``<label>_seconds``.
+    Lives in one event loop. ``counters`` gets ``<label>_calls`` (tries), ``<label>_answers`` (tries that got a status of 2xx, whatever came
+    of the rest), ``<label>_retries`` and ``<label>_seconds``.
     """
 
     def __init__(self, client: httpx2.AsyncClient, service: Service, counters: defaultdict[str, float], parallel: int, pace: Pace) -> None:
@@ -122,7 +129,7 @@ class Asker:
         RetrieverUnavailable
             The tries or the time are spent; or the service refuses this very request (400, 413, 414, 422), which says nothing about the next one.
         RetrieverError
-            The service refuses the key or the address.
+            The service refuses the key or the address, or says that what was paid for is spent.
         """
         service = self._service
         started = time.monotonic()
@@ -134,7 +141,7 @@ class Asker:
                     try:
                         return await self._try(call, read, tries)
                     except _Again as again:
-                        cause = _without(again.cause, call)
+                        cause = again.cause
                         pause = max(pause, again.pause)
                     if time.monotonic() - started + pause > service.deadline:
                         cause += f"; another try would have to wait {pause:.1f} s, beyond the deadline of {service.deadline:g} s"
@@ -164,7 +171,7 @@ class Asker:
             except TimeoutError:
                 raise _Again(f"no answer in {service.timeout:g} s") from None
             except httpx2.RequestError as error:
-                raise _Again(f"{type(error).__name__}: {error}") from None
+                raise _Again(f"{type(error).__name__}: {_without(str(error), call)[:QUOTED]}") from None
             except FormatError as error:
                 raise _Again(str(error)) from None
             finally:
@@ -172,12 +179,16 @@ class Asker:
         if status == 200:
             try:
                 return read(from_json(body))
-            except FormatError as error:
-                raise _Again(f"an answer that is not as documented: {error}") from None
-        cause = f"status {status}: {_without(body[:300].decode('utf-8', 'replace'), call)}"
+            except (FormatError, RecursionError):
+                raise _Again(f"an answer that is not as documented: {_fault(body, call, read)}") from None
+        cause = f"status {status}: {_without(body.decode('utf-8', 'replace'), call)[:QUOTED]}"
+        variables = " and ".join(f"${name}" for name in service.key_variables)
+        if _is_spent(status, body, call):
+            raise RetrieverError(
+                f"{service.label} at {service.url} says that what was paid for is spent: {cause}. Top up the account of {variables}"
+            )
         if status in (408, 429) or status >= 500:
             raise _Again(cause, retry_after_seconds(retry_after))
-        variables = " and ".join(f"${name}" for name in service.key_variables)
         if status in (401, 403) or any(word in body.decode("utf-8", "replace") for word in KEY_REFUSALS):
             raise RetrieverError(f"{service.label} at {service.url} does not accept the key in {variables}: {cause}")
         if status in (400, 413, 414, 422):
@@ -203,6 +214,7 @@ class Asker:
             extensions = {"target": url.raw_path + secrets.encode()}
         parts, size = [], 0
         async with self._client.stream(call.method, url, content=content, headers=headers, extensions=extensions) as response:
+            self._counters[f"{self._service.label}_answers"] += response.is_success
             async for part in response.aiter_bytes():
                 parts.append(part)
                 size += len(part)
@@ -297,12 +309,58 @@ def _is_loopback(host: str) -> bool:
 
 
 def _without(text: str, call: Call) -> str:
-    """The text with every secret of the call blotted out: servers repeat what they were sent."""
+    """The text with every secret of the call blotted out: servers repeat what they were sent.
+
+    Must come before a text is cut, since half a key is a secret too.
+    """
     for secret in (*call.secret_parameters.values(), *(part for value in call.secret_headers.values() for part in value.split())):
         if secret != "Bearer":
-            for form in (secret, quote(secret, safe=""), quote_plus(secret)):
-                text = text.replace(form, "[key]")
+            text = _forms(secret).sub("[key]", text)
     return text
+
+
+@functools.lru_cache(64)
+def _forms(secret: str) -> re.Pattern[str]:
+    """A secret as it is, or quoted for an address, JSON, HTML or Python, even where the quoting changes within it."""
+    characters = []
+    for character in secret:
+        code = ord(character)
+        forms = [re.escape(character), f"%(?:25)*{code:02x}", rf"\\+u00{code:02x}", rf"\\+x{code:02x}", f"&#0*{code};", f"&#x0*{code:x};"]
+        forms += [re.escape(_NAMED[character])] if character in _NAMED else []
+        characters.append(rf"(?:\\*{forms[0]}|{'|'.join(forms[1:])})")
+    return re.compile("".join(characters), re.IGNORECASE)
+
+
+def _fault(body: bytes, call: Call, read: Callable[[Any], Any]) -> str:
+    """What is wrong with an answer, found once more without its secrets, since the messages of readers cut what they quote."""
+    try:
+        read(_blotted(from_json(_without(body.decode("utf-8", "replace"), call).encode("utf-8", "replace")), call))
+    except FormatError as error:
+        return str(error)
+    except RecursionError:
+        return "it is nested too deeply"
+    return "it cannot be read, and quoting it might show a key"
+
+
+def _blotted(value: Any, call: Call) -> Any:
+    if isinstance(value, str):
+        return _without(value, call)
+    if isinstance(value, list):
+        return [_blotted(one, call) for one in value]
+    if isinstance(value, dict):
+        return {_without(key, call): _blotted(one, call) for key, one in value.items()}
+    return value
+
+
+def _is_spent(status: int, body: bytes, call: Call) -> bool:
+    """Whether a refusal says that credits or a quota are used up, and not only those of the last seconds."""
+    if status not in (400, 402, 403, 429):
+        return False
+    text = body.decode("utf-8", "replace")
+    for value in call.parameters.values():  # a policy's query must not end a run by its words
+        if isinstance(value, str) and value:
+            text = text.replace(value, "").replace(to_json(value).decode()[1:-1], "")
+    return _SPENT.search(text) is not None and not (status == 429 and _RATE.search(text))
 
 
 def _text(value: Any) -> str:

@@ -37,6 +37,7 @@ from searchqa_retrievers.http_client import Http
 from searchqa_retrievers.http_formats import FORMATS
 from searchqa_retrievers.http_server import create_app
 from searchqa_retrievers.testing import LostBackEndContract, RetrieverContract
+from searchqa_retrievers.types import SERVER_NOT_REACHED
 
 CORPUS = Corpus.from_passages(
     [
@@ -529,11 +530,45 @@ def test_a_stamp_of_a_server_that_cannot_be_reached_is_bounded_and_asked_for_aga
     client, seen = scripted(lambda number, body, handler: failures[failure](handler) if number == 0 else b'{"stamp": {"retriever": "x"}}')
     with ThreadPoolExecutor(1) as pool:
         try:
-            assert pool.submit(client.stamp).result(timeout=10)["server"] is None
+            assert pool.submit(client.stamp).result(timeout=10)["server"] == SERVER_NOT_REACHED
         finally:
             client.close()  # ends one that is not bounded
     assert client.stamp()["server"] == client.stamp()["server"] == {"retriever": "x"}
     assert len(seen) == 2
+
+
+def test_a_proxy_of_the_environment_is_not_used(http, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dead = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, dead)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    client = http(retries=0)
+    assert ask(client, "river 3") != [[]]
+    assert client.stamp()["server"] == BM25Retriever(CORPUS).stamp()
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("http://search.example.org", True),
+        ("http://192.88.99.7:8000", True),
+        ("https://search.example.org", False),
+        ("http://10.0.0.7:8000", False),
+        ("http://[::1]:8000", False),
+        ("http://search-node:8000", False),
+        ("http://search.cluster.local", False),
+    ],
+)
+def test_a_token_that_leaves_ones_own_network_unencrypted_is_warned_of_once(url, warned, caplog):
+    module._warn_of_plain_http.cache_clear()
+    Http(url)
+    assert not caplog.records
+    for _ in range(2):
+        Http(url, token="secret-token")
+    assert len(caplog.records) == warned
+    assert "secret-token" not in caplog.text
 
 
 @pytest.mark.parametrize("retry_after", ["3600", "Wed, 01 Jan 2200 00:00:00 GMT"])

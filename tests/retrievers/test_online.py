@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import html
 import json
 import logging
 import multiprocessing
@@ -14,12 +15,14 @@ import pickle
 import socket
 import threading
 import time
+from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 from weakref import WeakKeyDictionary
 
 import gymnasium as gym
+import httpx2
 import pytest
 
 import searchqa_envs  # noqa: F401  # registers the environments
@@ -27,6 +30,7 @@ from searchqa_retrievers import Cached, RetrieverError, RetrieverUnavailable, Se
 from searchqa_retrievers import polite_http as module
 from searchqa_retrievers.online import COUNTERS, Online, make
 from searchqa_retrievers.online_providers import PROVIDERS, canonical_url, clean_query
+from searchqa_retrievers.polite_http import Asker, Pace, Service
 from searchqa_retrievers.summariser import Summariser
 from searchqa_retrievers.testing import LostBackEndContract, RetrieverContract
 
@@ -465,12 +469,66 @@ def test_the_answer_box_comes_first_and_related_questions_last_where_wanted(onli
         ("google_cse", {"kind": "customsearch#search", "searchInformation": {"totalResults": "0"}}),
         ("brave", {"type": "search", "query": {"original": "x", "more_results_available": False}}),
         ("tavily", {"query": "x", "answer": None, "images": [], "results": []}),
+        ("serper", {"searchParameters": {"q": "x"}, "credits": 1}),
+        ("serper", {"searchParameters": {"q": "x"}, "organic": None}),
+        ("serpapi", {"search_metadata": {"status": "Success"}}),
+        ("brave", {"type": "search", "query": {"original": "x"}, "web": {"type": "search"}}),
+        ("tavily", {"query": "x", "response_time": 0.1}),
     ],
 )
 def test_no_results_are_an_answer(online, provider, answer):
     retriever = online(provider, lambda asked: as_json(answer))
     assert search(retriever) == []
     assert len(ENGINES[retriever].asked) == 1
+
+
+FIELDS = {"serper": ("organic", "answerBox", "peopleAlsoAsk"), "serpapi": ("organic_results", "answer_box", "related_questions")}
+SOUND = {"link": "https://a.example/", "title": "A", "snippet": "a"}
+
+
+@pytest.mark.parametrize("provider", FIELDS)
+@pytest.mark.parametrize("odd", ["none", 7, {}, [], ["x", None], {"link": 7}, {"link": "https://b.example/", "title": "B", "answer": 42}])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_an_odd_answer_box_or_related_question_spoils_no_search(online, provider, odd, wanted):
+    results, box, related = FIELDS[provider]
+    retriever = online(provider, lambda asked: as_json({results: [SOUND], box: odd, related: odd}), answer_box=wanted)
+    assert [tuple(hit.passage) for hit in search(retriever)] == [("https://a.example/", "A", "a")]
+    assert retriever.counters()["online/engine_retries"] == 0
+
+
+@pytest.mark.parametrize("provider", FIELDS)
+def test_of_several_answer_boxes_the_first_usable_one_counts_and_related_questions_are_taken_one_by_one(online, provider):
+    results, box, related = FIELDS[provider]
+    boxes = [{"title": "no link"}, *({"title": name, "link": f"https://{name}.example/", "answer": None, "snippet": name} for name in "bc")]
+    questions = [
+        "odd",
+        {"question": "D?", "link": "https://d.example/", "snippet": "d"},
+        {"question": 7, "link": "https://e.example/", "snippet": "e"},
+    ]
+    retriever = online(provider, lambda asked: as_json({results: [SOUND], box: boxes, related: questions}), answer_box=True)
+    assert [hit.passage.text for hit in search(retriever, top_k=9)] == ["b", "a", "d"]
+
+
+@pytest.mark.parametrize(
+    ("provider", "wrap", "address", "text"),
+    [
+        ("serper", lambda rows: {"organic": rows}, "link", "snippet"),
+        ("serpapi", lambda rows: {"organic_results": rows}, "link", "snippet"),
+        ("google_cse", lambda rows: {"kind": "customsearch#search", "items": rows}, "link", "snippet"),
+        ("brave", lambda rows: {"type": "search", "web": {"results": rows}}, "url", "description"),
+        ("tavily", lambda rows: {"results": rows}, "url", "content"),
+    ],
+)
+def test_an_odd_result_among_sound_ones_is_passed_over(online, provider, wrap, address, text):
+    rows = [
+        "odd",
+        {address: 7},
+        {address: "https://b.example/", "title": [], text: "b"},
+        {address: "https://a.example/", "title": "A", text: "a"},
+    ]
+    assert [hit.passage.text for hit in search(online(provider, lambda asked: as_json(wrap(rows))))] == ["a"]
+    with pytest.raises(RetrieverUnavailable, match="results must be objects"):
+        search(online(provider, lambda asked: as_json(wrap(rows[:3])), retries=0))
 
 
 def test_queries_without_a_word_ask_nobody(online):
@@ -614,14 +672,16 @@ def then_well(*failures):
         (200, {}, b"<html>captive portal</html>"),
         (200, {}, b"[" * 100_000),
         as_json([]),
-        as_json({"searchParameters": {}}),
+        as_json({"status": "ok"}),
+        as_json({"searchParameters": {}, "error": "engine down"}),
+        (200, {}, b'{"organic": ' + b"[" * 3_000 + b"]" * 3_000 + b"}"),
         as_json({"organic": {"0": {}}}),
         as_json({"organic": ["text"]}),
         as_json({"organic": [{"link": 7}]}),
         as_json({"organic": [{"link": "https://a.example", "title": ["x"]}]}),
         (200, {"Content-Length": "100000"}, b'{"organic": []}'),
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_what_passes_is_tried_again(online, failure):
     retriever = online(answer=then_well(failure, failure), timeout=0.5)
@@ -693,6 +753,54 @@ def test_a_query_that_the_engine_refuses_does_not_stop_a_run(online):
     assert len(ENGINES[retriever].asked) == 1
 
 
+@pytest.mark.parametrize(
+    ("provider", "status", "body"),
+    [
+        ("serper", 400, {"message": "Not enough credits", "statusCode": 400}),
+        ("serpapi", 429, {"error": "Your account has run out of searches."}),
+        ("google_cse", 429, {"error": {"code": 429, "message": "Quota exceeded for quota metric 'Queries' and limit 'Queries per day'."}}),
+        ("google_cse", 403, {"error": {"code": 403, "message": "This API requires billing to be enabled."}}),
+        ("brave", 402, {"error": {"detail": "Payment required"}}),
+        ("brave", 429, {"error": {"code": "QUOTA_LIMITED", "detail": "Monthly quota reached"}}),
+    ],
+)
+def test_spent_credits_end_a_run_and_say_so(online, provider, status, body):
+    retriever = online(provider, lambda asked: as_json(body, status))
+    with pytest.raises(RetrieverError, match="what was paid for is spent") as spent:
+        search(retriever)
+    assert not isinstance(spent.value, RetrieverUnavailable)
+    assert len(ENGINES[retriever].asked) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "Quota exceeded for quota metric 'Queries' and limit 'Queries per minute per user'."}},
+        {"error": {"detail": "Request rate limit exceeded for plan.", "meta": {"rate_limit": 1, "quota_limit": 2000, "quota_current": 7}}},
+        {"message": "slow down"},
+    ],
+)
+def test_a_rate_that_is_exceeded_passes(online, body):
+    retriever = online(answer=then_well(as_json(body, 429)))
+    assert len(search(retriever)) == 3
+
+
+def test_a_query_about_credit_that_is_refused_does_not_end_a_run(online):
+    retriever = online(answer=lambda asked: as_json({"message": f"Bad query: {asked.body['q']}"}, 400))
+    with pytest.raises(RetrieverUnavailable, match="Bad query"):
+        search(retriever, query='"tax credit" and billing')
+
+
+def test_calls_that_may_be_billed_are_those_that_got_a_status_of_success(online):
+    failures = [(500, {}, b""), as_json({}, 429), (200, {}, b"not JSON"), (200, {"Content-Length": "100000"}, b"{}")]
+    retriever = online(answer=then_well(*failures), timeout=0.5, retries=5)
+    assert retriever.billed_calls == 0
+    search(retriever)
+    assert (retriever.billed_calls, retriever.counters()["online/engine_calls"]) == (3, 5.0)
+    search(retriever, top_k=TOTAL)  # three pages
+    assert retriever.billed_calls == 6
+
+
 @pytest.mark.parametrize("status", [404, 402, 302, 432])
 def test_other_refusals_are_errors(online, status):
     retriever = online(answer=lambda asked: as_json({}, status, Location="http://127.0.0.1:1/"))
@@ -730,6 +838,81 @@ def test_no_secret_is_kept_or_logged(online, provider, caplog):
     assert any(record.name.startswith("httpx2") for record in caplog.records)
     for secret in (*KEYS.values(), "serpapi-secret%2F2"):
         assert all(secret not in text for text in kept)
+
+
+LONG_KEY = "Long/" + "".join(chr(33 + n) for n in range(1, 94) if chr(33 + n) not in "\\ ")
+"""All that a key may hold, without a repetition."""
+
+
+def quotings(key):
+    """A key as a server may give it back."""
+    yield key
+    yield quote(key, safe="")
+    yield quote(key, safe="").lower()
+    yield json.dumps(key)[1:-1]
+    yield json.dumps(key)[1:-1].replace("/", "\\/")
+    yield "".join(f"\\u{ord(character):04x}" for character in key)
+    yield html.escape(key)
+    yield repr(key)[1:-1]
+
+
+PIECES = {piece for start in range(len(LONG_KEY) - 9) for piece in quotings(LONG_KEY[start : start + 10])}
+
+
+def bodies_with_a_key(field, at):
+    """Answers in which it stands ``at`` characters from where the text begins that a message may quote."""
+    said = "x" * at + LONG_KEY
+    yield 500, said.encode()
+    yield 200, said.encode()
+    for value in ({said: 1}, [said], {"error": said}, {field: said}, {field: [{"url": 7, "link": 7, "message": said}]}):
+        yield 200, json.dumps(value).encode()
+    if at % 50 == 0:
+        for quoted in quotings(LONG_KEY):
+            yield 400, ("x" * at + quoted).encode()
+            yield 200, ("x" * at + quoted).encode()
+
+
+@pytest.mark.parametrize("service", [*PROVIDERS, "summariser"])
+def test_no_part_of_a_key_is_in_a_message_wherever_it_is_cut(service, monkeypatch):
+    fields = {"serper": "organic", "serpapi": "organic_results", "google_cse": "items", "brave": "web", "tavily": "results"}
+    if service == "summariser":
+        monkeypatch.setenv("SEARCHQA_SUMMARISER_KEY", LONG_KEY)
+        summariser = Summariser("http://127.0.0.1/v1", "m")
+        call, read = summariser.write("q", "t", "text"), summariser.read
+    else:
+        provider = PROVIDERS[service]
+        call, read = provider.write("q", None, 0, [LONG_KEY] * len(provider.key_variables)), provider.read
+
+    async def messages(at):
+        told = []
+        for status, body in bodies_with_a_key(fields.get(service, "choices"), at):
+            respond = httpx2.MockTransport(lambda request, status=status, body=body: httpx2.Response(status, content=body))
+            async with httpx2.AsyncClient(transport=respond) as client:
+                asker = Asker(client, Service("s", "http://127.0.0.1/", ("KEY",), 5, 10, 0), defaultdict(float), 1, Pace(None))
+                with pytest.raises(RetrieverError) as failed:
+                    await asker.ask(call, read)
+            told.append(str(failed.value))
+        return told
+
+    for at in range(0, 301, 2):
+        for told in asyncio.run(messages(at)):
+            assert not any(piece in told for piece in PIECES), told
+
+
+@pytest.mark.parametrize("at", range(285, 301))
+def test_no_half_of_a_key_is_in_the_message_of_a_search(online, at):
+    key = KEYS["SERPER_API_KEY"]
+    with pytest.raises(RetrieverUnavailable) as lost:
+        search(online(answer=lambda asked: (500, {}, b"x" * at + key.encode()), retries=0))
+    assert f"x{key[0]}" not in str(lost.value)
+
+
+def test_a_proxy_of_the_environment_sees_no_plain_http(online, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dead = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, dead)
+    assert len(search(online(retries=0))) == 3
 
 
 def test_a_key_that_is_not_set_is_named(monkeypatch):
