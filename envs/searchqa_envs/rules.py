@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import time
 from bisect import bisect_left
@@ -20,7 +21,9 @@ from searchqa_envs.questions import Question, QuestionSource
 from searchqa_envs.rewards import WeightedReward
 from searchqa_envs.tokenizers.base import Tokenizer
 from searchqa_retrievers.counted import SearchCounters, merged_counters
-from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverUnavailable, SearchRequest, default_cache_key
+from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverUnavailable, SearchRequest, default_cache_key, is_outage
+
+logger = logging.getLogger(__name__)
 
 _MEMO_ENTRIES = 1024
 _FEW = 100  # up to so many ids Python looks at a list sooner than NumPy at an array
@@ -64,6 +67,7 @@ class Rules:
     _searches: int = field(default=0, init=False)
     _distinct: int = field(default=0, init=False)
     _errors: int = field(default=0, init=False)
+    _warned: bool = field(default=False, init=False, repr=False)
     _seconds: float = field(default=0.0, init=False)
     _counters: SearchCounters | None = field(default=None, init=False)
 
@@ -238,7 +242,9 @@ class Rules:
     def search(self, requests: Sequence[SearchRequest]) -> tuple[list[list[Hit]] | None, str | None, float]:
         """Ask the retriever once for all requests, equal ones once. Returns hits or None, the error or None, and seconds.
 
-        ``RetrieverUnavailable``, ``OSError`` and ``RuntimeError`` are a lost back end; any other exception is a fault in the retriever and passes through.
+        ``RetrieverUnavailable``, ``OSError`` and ``RuntimeError`` are a lost back end; any other exception, ``NotImplementedError`` and
+        ``RecursionError`` among them, is a fault in the retriever and passes through. The first ``OSError`` or ``RuntimeError`` is logged with its
+        trace, since it may be a fault all the same.
         """
         started = time.perf_counter()
         asked, keys = list(requests), []
@@ -251,7 +257,12 @@ class Rules:
         self._distinct += len(asked)
         try:
             answers = self.retriever.search(asked)
-        except (RetrieverUnavailable, OSError, RuntimeError) as error:
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            if not (isinstance(error, RetrieverUnavailable) or self._warned):
+                self._warned = True
+                logger.warning("An error of %r counts as a lost back end; the next ones are not logged.", self.retriever, exc_info=True)
             self._errors += len(requests)
             seconds = time.perf_counter() - started
             self._seconds += seconds

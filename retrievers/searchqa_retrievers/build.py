@@ -140,5 +140,11 @@ def searches_corpus(config: str | Mapping[str, Any]) -> bool:
     return _MAKERS[name].local if isinstance(name, str) and name in _MAKERS else True
 
 
+def has_back_end(config: str | Mapping[str, Any]) -> bool:
+    """Whether calls of the retriever of that name are counted (false: it has nothing to ask, such as ``none``)."""
+    name = config if isinstance(config, str) else config.get("name")
+    return _MAKERS[name].counted if isinstance(name, str) and name in _MAKERS else True
+
+
 def _choices() -> str:
     return ", ".join(_MAKERS)

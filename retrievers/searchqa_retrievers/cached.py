@@ -10,7 +10,7 @@ from typing import Any
 from searchqa_retrievers.counted import merged_counters
 from searchqa_retrievers.in_flight import Answers, Flight, InFlight, wait
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest
-from searchqa_retrievers.wrapped import Wrapped, check_answers
+from searchqa_retrievers.wrapped import Wrapped, begin_in_forks, check_answers
 
 PATIENCE = 120.0
 
@@ -45,6 +45,10 @@ class Cached(Wrapped):
         self.patience = patience
         self.hits = self.joins = self.misses = 0
         self._answers: OrderedDict[Hashable, tuple[Hit, ...]] = OrderedDict()
+        begin_in_forks(self)
+
+    def begin_process(self) -> None:
+        """Locks and calls under way are those of one process; answers stay."""
         self._in_flight = InFlight()
         self._lock = threading.Lock()
 

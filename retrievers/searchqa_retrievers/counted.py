@@ -14,7 +14,7 @@ readings says what happened in between:
 ``search/record_hits``                                  requests answered as the recording has them
 ``search/backend_calls``, ``backend_requests``          calls of back ends behind all caches, and the requests in them
 ``search/backend_failures``, ``backend_seconds``        calls that raised, and the time that all calls took
-``search/money``                                        the price of all requests to back ends
+``search/money``                                        the price of all requests to back ends, or of what they bill instead
 ``search/latency/<n>``                                  calls of back ends that took at most ``2**(n/4)`` microseconds, and more than at n - 1
 ======================================================= ====================================================================================
 
@@ -31,7 +31,7 @@ from itertools import accumulate
 from typing import Any
 
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest
-from searchqa_retrievers.wrapped import Wrapped
+from searchqa_retrievers.wrapped import Wrapped, begin_in_forks
 
 LATENCY = "search/latency/"
 _LAST_BUCKET = 4 * 36  # 19 hours
@@ -138,7 +138,8 @@ class Counted(Wrapped):
     ----------
     retriever : Retriever
     price : float
-        Of one request, in the currency of your choice. A request of a call that fails is counted too: many providers charge for it.
+        Of one request, in the currency of your choice. A request of a call that fails is counted too: many providers charge for it. Where the
+        retriever has ``billed_calls`` (see :class:`~searchqa_retrievers.types.Retriever`), such as ``online``, it is the price of one of these.
     """
 
     def __init__(self, retriever: Retriever, price: float = 0.0) -> None:
@@ -146,10 +147,14 @@ class Counted(Wrapped):
             raise RetrieverError(f"price must be a number of at least 0, of one request, got {price!r}")
         super().__init__(retriever)
         self.price = float(price)
-        self._lock = threading.Lock()
+        begin_in_forks(self)
         self._calls = self._requests = self._failures = 0
         self._seconds = 0.0
         self._latencies: dict[str, float] = {}
+
+    def begin_process(self) -> None:
+        """A lock is that of one process."""
+        self._lock = threading.Lock()
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         if not requests:
@@ -173,8 +178,10 @@ class Counted(Wrapped):
     def counters(self) -> dict[str, float]:
         """See the module; with those of the retriever inside."""
         counters = merged_counters(self.retriever)
+        billed: int | None = getattr(self.retriever, "billed_calls", None)
         with self._lock:
-            counters["search/money"] = counters.get("search/money", 0.0) + self._requests * self.price
+            charged = self._requests if billed is None else billed
+            counters["search/money"] = counters.get("search/money", 0.0) + charged * self.price
             if "search/backend_calls" not in counters:
                 counters["search/backend_calls"] = float(self._calls)
                 counters["search/backend_requests"] = float(self._requests)

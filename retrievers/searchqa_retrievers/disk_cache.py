@@ -18,7 +18,7 @@ from searchqa_retrievers.counted import added_counters, merged_counters
 from searchqa_retrievers.in_flight import Answers, Flight, InFlight, wait
 from searchqa_retrievers.stored_answers import digest, hits_from_json, hits_to_json
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest
-from searchqa_retrievers.wrapped import Wrapped, check_answers
+from searchqa_retrievers.wrapped import Wrapped, check_answers, known_stamp
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,9 @@ class DiskCached(Wrapped):
     wait for its answer: within a process on the call, across processes on a claim in the file, which lapses when the process that made it was
     killed. Waiting is bounded; then, and after a failure, each asks itself. A failure is never stored. Beyond ``max_entries`` the oldest
     answers go.
+
+    Without its server, a retriever cannot say whose answers it wants: a search is then a lost back end, as it is without a cache file, until the
+    server was asked once what it searches.
 
     A disk that is full, or a file that is locked for long, is reported once in the log, and counted (``search/disk_errors``): answers still
     come, but are not stored.
@@ -97,19 +100,25 @@ class DiskCached(Wrapped):
         self._lock = threading.Lock()  # of the counters and of what is under way
         self._database_lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
-        self._namespace = self._described(None)
+        self._described: str | None = None
+        self._progress: tuple[int, int] | None = None
         self._begin()
         with self._database_lock:
             self._connected()
         _CACHES.add(self)
 
-    def _described(self, progress: tuple[int, int] | None) -> bytes:
-        return digest(json.dumps(self.stamp(), sort_keys=True, default=str), progress)
+    def _namespace(self) -> bytes:
+        """What tells the answers of this retriever from those of others. Its stamp is taken once, as soon as it is known."""
+        if self._described is None:
+            self._described = json.dumps(known_stamp(self.name, self.stamp()), sort_keys=True, default=str)
+        return digest(self._described, self._progress)
 
     # -- searching -----------------------------------------------------------------------------------------------------------------------
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
-        namespace = self._namespace
+        if not requests:
+            return []
+        namespace = self._namespace()
         keys = [digest(namespace, self.retriever.cache_key(request)) for request in requests]
         by_key: Requests = dict(zip(reversed(keys), reversed(requests), strict=True))
         joined: dict[Hashable, Flight] = {}
@@ -330,7 +339,7 @@ class DiskCached(Wrapped):
     def set_progress(self, step: int, total: int) -> None:
         """Pass the progress of training on; where answers depend on it, those given at another one are not taken."""
         super().set_progress(step, total)
-        self._namespace = self._described((step, total) if self.follows_progress else None)
+        self._progress = (step, total) if self.follows_progress else None
 
     def counters(self) -> dict[str, float]:
         """Hits, joins, misses and errors, with the counters of the inner retriever; see ``searchqa_retrievers.counted``."""

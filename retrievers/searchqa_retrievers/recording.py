@@ -13,6 +13,7 @@ Lines are only ever appended, under a lock, so that several processes can write 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -23,13 +24,17 @@ from typing import Any, BinaryIO, NamedTuple
 
 from searchqa_retrievers.checks import check_request
 from searchqa_retrievers.counted import added_counters, merged_counters
+from searchqa_retrievers.in_flight import Answers, Flight, InFlight, wait
 from searchqa_retrievers.stored_answers import digest, hits_from_json, hits_to_json, json_line
-from searchqa_retrievers.types import Hit, Retriever, RetrieverError, RetrieverUnavailable, SearchRequest, default_cache_key
-from searchqa_retrievers.wrapped import Wrapped, check_answers
+from searchqa_retrievers.types import Hit, Retriever, RetrieverError, RetrieverUnavailable, SearchRequest, default_cache_key, is_outage
+from searchqa_retrievers.wrapped import Wrapped, begin_in_forks, check_answers, known_stamp
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "searchqa-recording"
 VERSION = 1
 _LOCK_SECONDS = 60.0
+_PATIENCE = 120.0
 _PROBES: Mapping[str, Any] = {"question_id": "other", "question": "other?", "turn": 1, "seed": 1, "golden_answers": ("other",)}
 
 
@@ -102,6 +107,11 @@ def request_key(retriever: str, fields: Sequence[str], request: SearchRequest, p
     return digest(retriever, default_cache_key(request), values, None if progress is None else tuple(progress)).hex()
 
 
+def _whole_key(fields: Sequence[str], request: SearchRequest) -> Hashable:
+    """What tells requests apart in a recording of one retriever."""
+    return (default_cache_key(request), *(getattr(request, field) for field in fields))
+
+
 def fields_of(retriever: Retriever) -> tuple[str, ...]:
     """The fields of a request, beside query, ``top_k`` and filters, that change the retriever's ``cache_key``."""
     probe = SearchRequest("probe", 1, question_id="one", question="one?", golden_answers=("one",))
@@ -112,12 +122,21 @@ def fields_of(retriever: Retriever) -> tuple[str, ...]:
         return tuple(_PROBES)
 
 
+def _failure(key: str, request: SearchRequest, lost: str) -> bytes:
+    return json_line({"key": key, "query": request.query, "failed": lost})
+
+
 class Recorded(Wrapped):
     """Appends every answer and every failure of a retriever to a recording; the first answer of a ``cache_key`` holds for the whole run.
 
     A back end that changes its mind therefore gives a run that is consistent, and the same when it is replayed. Inside a cache in memory, and
     outside a cache file, whose answers belong to the run too. A recording that is there goes on, as in a training run that is resumed. Any number
     of retrievers, threads and processes may write the same recording.
+
+    Requests that the retriever holds equal (its ``cache_key``) are asked once, but each different one has its line, since a replay is asked it: so
+    the ``cache_key`` of a recorded retriever is finer than its own.
+
+    While a server inside could not be asked what it searches, a search is a lost back end; that is recorded as soon as the server is known.
 
     Parameters
     ----------
@@ -136,47 +155,110 @@ class Recorded(Wrapped):
         self.hits = 0
         self._progress: tuple[int, int] | None = None
         self._lines = _Lines(self.file)
+        self._fields = fields_of(retriever)
+        self._identity: str | None = None
+        self._unwritten: list[tuple[SearchRequest, tuple[int, int] | None, str]] = []
+        self._warned = False
+        begin_in_forks(self)
+        with self._appending():
+            pass  # a file that is no recording, or cannot be written, shows here
+        try:
+            self._identified()
+        except RetrieverUnavailable:
+            logger.info("Recording %s begins once the server of retriever %r can be asked what it searches.", self.file, self.name)
+
+    def begin_process(self) -> None:
+        """The lock and the calls under way are those of one process."""
         self._lock = threading.Lock()
-        header = {"format": FORMAT, "version": VERSION, "name": self.name, "stamp": self.stamp(), "fields": list(fields_of(retriever))}
-        header["follows_progress"] = self.follows_progress
-        self._header: dict[str, Any] = json.loads(json_line(header))
-        self._identity, self._fields = _identity(self._header), tuple(self._header["fields"])
-        with self._appending() as (write, _):
-            if self._identity not in self._lines.headers:
-                write(json_line(self._header))
+        self._in_flight = InFlight()
+
+    def _identified(self) -> str:
+        """What stands for the retriever in the recording, which names it from then on. Its stamp is taken once, as soon as it is known."""
+        if self._identity is None:
+            header = {"format": FORMAT, "version": VERSION, "name": self.name, "stamp": known_stamp(self.name, self.stamp())}
+            header |= {"fields": list(self._fields), "follows_progress": self.follows_progress}
+            line = json_line(header)
+            identity = _identity(json.loads(line))
+            with self._appending() as (write, _):
+                if identity not in self._lines.headers:
+                    write(line)
+                self._identity = identity
+        if self._unwritten:
+            with self._appending() as (write, _):
+                unwritten, self._unwritten = self._unwritten, []
+                for request, progress, lost in unwritten:
+                    write(_failure(request_key(self._identity, self._fields, request, progress), request, lost))
+        return self._identity
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
+        if not requests:
+            return []
         progress = self._progress
-        keys = [request_key(self._identity, self._fields, request, progress) for request in requests]
-        cache_keys = [digest(self._identity, self.retriever.cache_key(request), progress).hex() for request in requests]
+        try:
+            identity = self._identified()
+        except RetrieverUnavailable as error:
+            distinct = {_whole_key(self._fields, request): request for request in requests}
+            with self._lock:
+                self._unwritten += [(request, progress, str(error)) for request in distinct.values()]
+            raise
+        keys = [request_key(identity, self._fields, request, progress) for request in requests]
+        cache_keys = [digest(identity, self.retriever.cache_key(request), progress).hex() for request in requests]
         wanted = {key: (request, cache_key) for key, request, cache_key in zip(keys, requests, cache_keys, strict=True)}
+        own: dict[str, dict[str, SearchRequest]] = {}  # requests by key, of one cache_key each
+        joined: dict[str, dict[str, SearchRequest]] = {}
+        flights: dict[Hashable, Flight] = {}
         with self._lock:
-            missing = {
-                key: request
-                for key, (request, cache_key) in wanted.items()
-                if key not in self._lines.answers and cache_key not in self._lines.by_cache_key
-            }
-        fresh: dict[str, list[Hit]] = {}
-        if missing:
-            fresh = self._ask(missing)
-        found = self._settle(wanted, fresh)
+            for key, (request, cache_key) in wanted.items():
+                if key in self._lines.answers or cache_key in self._lines.by_cache_key:
+                    continue
+                flight = self._in_flight.join(cache_key)
+                if flight is None:
+                    own.setdefault(cache_key, {})[key] = request
+                else:
+                    flights[cache_key] = flight
+                    joined.setdefault(cache_key, {})[key] = request
+            begun = self._in_flight.begin(own) if own else None
+        found: dict[str, Sequence[Hit]] = {}
+        if begun is not None:
+            answers: Answers | None = None
+            try:
+                fresh = self._ask(own)
+                found = self._settle({key: wanted[key] for some in own.values() for key in some}, fresh)
+                answers = fresh
+            finally:
+                with self._lock:
+                    self._in_flight.end(begun, own, answers)
+        others = wait(flights, _PATIENCE)
+        alone = {cache_key: some for cache_key, some in joined.items() if cache_key not in others}
+        if alone:
+            others |= self._ask(alone)
+        if len(found) < len(wanted):
+            found |= self._settle({key: those for key, those in wanted.items() if key not in found}, others)
+        asked = {key for some in (*own.values(), *alone.values()) for key in some}
         with self._lock:
-            self.hits += sum(key not in missing for key in keys)
+            self.hits += sum(key not in asked for key in keys)
         return [list(found[key]) for key in keys]
 
-    def _ask(self, missing: Mapping[str, SearchRequest]) -> dict[str, list[Hit]]:
+    def _ask(self, missing: Mapping[str, Mapping[str, SearchRequest]]) -> Answers:
+        """Answers of the retriever by ``cache_key``; of the requests of one, the first is asked."""
         try:
-            answers = self.retriever.search(list(missing.values()))
-        except (RetrieverUnavailable, OSError, RuntimeError) as error:  # what environments take for a lost back end
+            answers = self.retriever.search([next(iter(some.values())) for some in missing.values()])
+        except Exception as error:
+            if not is_outage(error):
+                raise
             lost = str(error) if isinstance(error, RetrieverUnavailable) else f"{type(error).__name__}: {error}"
+            if not (isinstance(error, RetrieverUnavailable) or self._warned):
+                self._warned = True
+                logger.warning("An error of retriever %r counts as a lost back end.", self.name, exc_info=True)
             with self._appending() as (write, _):
-                for key, request in missing.items():
-                    write(json_line({"key": key, "query": request.query, "failed": lost}))
+                for some in missing.values():
+                    for key, request in some.items():
+                        write(_failure(key, request, lost))
             raise RetrieverUnavailable(lost) from error
         check_answers(self.name, len(answers), len(missing))
         return dict(zip(missing, answers, strict=True))
 
-    def _settle(self, wanted: Mapping[str, tuple[SearchRequest, str]], fresh: Mapping[str, list[Hit]]) -> dict[str, Sequence[Hit]]:
+    def _settle(self, wanted: Mapping[str, tuple[SearchRequest, str]], fresh: Answers) -> dict[str, Sequence[Hit]]:
         """The recorded answers; those of ``fresh`` are recorded where there is none yet."""
         lines = self._lines
         found: dict[str, Sequence[Hit]] = {}
@@ -190,7 +272,7 @@ class Recorded(Wrapped):
                     found[key] = lines.read(file, self._place(key, cache_key))
                     continue
                 earlier = lines.by_cache_key.get(cache_key)
-                hits = lines.read(file, earlier) if earlier is not None else fresh[key]
+                hits = lines.read(file, earlier) if earlier is not None else fresh[cache_key]
                 row = {"key": key, "cache_key": cache_key, "query": request.query, "top_k": request.top_k, "hits": hits_to_json(hits)}
                 write(json_line(row))
                 found[key] = hits
@@ -201,7 +283,9 @@ class Recorded(Wrapped):
         if place.cache_key != cache_key:
             raise RetrieverError(
                 f"recording {self.file} cannot tell two requests apart that retriever {self.name!r} does: their query, top_k, filters and "
-                f"{list(self._fields)} are equal, their cache_key is not. Let `cache_key` depend on the same fields for every request"
+                f"{list(self._fields)} are equal, their cache_key is not. Either the recording was made with another version of the retriever or "
+                "of this package: then record to a new file. Or `cache_key` depends on other fields for some requests than for others: let it "
+                "depend on the same for all"
             )
         return place
 
@@ -247,6 +331,9 @@ class Recorded(Wrapped):
         except (OSError, NotImplementedError) as error:  # filelock: NotImplementedError where the file system has no locks
             raise RetrieverError(f"recording {self.file} cannot be written: {error}. Make room, or record to another place") from error
 
+    def cache_key(self, request: SearchRequest) -> Hashable:
+        return (_whole_key(self._fields, request), self.retriever.cache_key(request))
+
     def set_progress(self, step: int, total: int) -> None:
         """Pass the progress of training on; where answers depend on it, it is part of what they are recorded under."""
         super().set_progress(step, total)
@@ -275,8 +362,8 @@ class Replay:
     Parameters
     ----------
     file : path
-    stamp : mapping, optional
-        Parts of the stamp of the retriever that is meant, where the recording has several.
+    stamp : mapping or sequence of mappings, optional
+        Parts of the stamp of the retriever that is meant, where the recording has several; of a sequence, one must fit.
 
     Raises
     ------
@@ -284,24 +371,26 @@ class Replay:
         The file is no recording, or it has not exactly one retriever with that stamp.
     """
 
-    def __init__(self, file: str | os.PathLike[str], stamp: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, file: str | os.PathLike[str], stamp: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
         self.file = Path(file)
-        self._asked_stamp = dict(stamp or {})
+        stamps = [stamp] if isinstance(stamp, Mapping) else stamp or []
+        self._asked_stamps = [dict(one) for one in stamps if one]
         self.hits = 0
         self._lines = _Lines(self.file)
-        self._lock = threading.Lock()
         try:
             self._opened = self.file.open("rb")
             self._lines.follow(self._opened)
         except OSError as error:
             raise RetrieverError(f"recording {self.file} cannot be read: {error}") from error
         there = list(self._lines.headers.values())
-        meant = [header for header in there if self._asked_stamp.items() <= header["stamp"].items()] if self._asked_stamp else there
+        asked = self._asked_stamps or [{}]
+        meant = [header for header in there if any(one.items() <= header["stamp"].items() for one in asked)]
         if len(meant) != 1:
-            stamps = "; ".join(json.dumps(header["stamp"]) for header in there) or "none"
+            recorded = "; ".join(json.dumps(header["stamp"]) for header in there) or "none"
+            wanted = f" with stamp {' or '.join(map(str, self._asked_stamps))}" if self._asked_stamps else ""
             raise RetrieverError(
-                f"recording {self.file} must have one retriever{f' with stamp {self._asked_stamp}' if self._asked_stamp else ''}, but it has "
-                f"{len(meant)}. Say by `stamp` which is meant; these are there: {stamps}"
+                f"recording {self.file} must have one retriever{wanted}, but it has {len(meant)}. Say by `stamp` which is meant; these are there: "
+                f"{recorded}"
             )
         self._header = meant[0]
         self._identity, self._fields = _identity(self._header), tuple(self._header["fields"])
@@ -310,6 +399,15 @@ class Replay:
         self.follows_progress = bool(self._header["follows_progress"])
         self._progress: tuple[int, int] | None = None
         self._failures = {key: list(reversed(messages)) for key, messages in self._lines.failures.items()}
+        self._process = os.getpid()
+        begin_in_forks(self)
+
+    def begin_process(self) -> None:
+        """A lock is that of one process, and so is a place in a file."""
+        self._lock = threading.Lock()
+        if self._process != os.getpid() and not self._opened.closed:
+            self._opened = self.file.open("rb")
+        self._process = os.getpid()
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         for request in requests:
@@ -328,7 +426,7 @@ class Replay:
         return [list(found[key]) for key in keys]
 
     def cache_key(self, request: SearchRequest) -> Hashable:
-        return (default_cache_key(request), *(getattr(request, field) for field in self._fields))
+        return _whole_key(self._fields, request)
 
     def set_progress(self, step: int, total: int) -> None:
         """Answer from now on as at that progress, where the recorded retriever followed it."""
@@ -353,12 +451,12 @@ class Replay:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Replay, (self.file, self._asked_stamp)
+        return Replay, (self.file, self._asked_stamps)
 
     def __repr__(self) -> str:
         return f"Replay({str(self.file)!r})"
 
 
-def make_replay(corpus: object, file: str, stamp: Mapping[str, Any] | None = None) -> Retriever:
+def make_replay(corpus: object, file: str, stamp: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> Retriever:
     """The retriever ``"replay"`` of a configuration."""
     return Replay(file, stamp)

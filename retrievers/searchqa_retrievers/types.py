@@ -68,6 +68,12 @@ def follows_progress(retriever: object) -> bool:
     return bool(getattr(retriever, "follows_progress", hasattr(retriever, "set_progress")))
 
 
+def is_outage(error: BaseException) -> bool:
+    """Whether an exception of ``search`` is a lost back end: ``RetrieverUnavailable``, ``OSError``, or ``RuntimeError`` but for the two of its kind
+    that are faults of a program, ``NotImplementedError`` and ``RecursionError``."""
+    return isinstance(error, RetrieverUnavailable | OSError | RuntimeError) and not isinstance(error, NotImplementedError | RecursionError)
+
+
 @runtime_checkable
 class Retriever(Protocol):
     """A search back end.
@@ -75,8 +81,10 @@ class Retriever(Protocol):
     ``search`` answers all requests of one environment step in one call. It returns, for each request, at most ``top_k`` hits ordered by
     score descending and then by passage id ascending, and raises :class:`RetrieverUnavailable` when it cannot answer.
     Optional attributes: ``needs_gold: bool`` (default False), ``name: str`` and ``stamp() -> dict`` (settings, for the record of a run),
-    ``set_progress(step, total)`` (schedules; one that only passes it on has ``follows_progress``, see the function of that name), and
-    ``counters() -> dict[str, float]`` (see ``searchqa_retrievers.counted``; a retriever round others adds its own to theirs).
+    ``set_progress(step, total)`` (schedules; one that only passes it on has ``follows_progress``, see the function of that name),
+    ``counters() -> dict[str, float]`` (see ``searchqa_retrievers.counted``; a retriever round others adds its own to theirs), and
+    ``billed_calls: int`` (how often the back end was asked for money since the retriever was made, where that is not once for each request;
+    read by any thread).
     """
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]: ...

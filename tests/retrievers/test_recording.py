@@ -29,6 +29,7 @@ from searchqa_retrievers import (
 )
 from searchqa_retrievers.recording import Recorded, Replay, fields_of
 from searchqa_retrievers.testing import HOSTILE_QUERIES, LostBackEndContract, RetrieverContract
+from searchqa_retrievers.types import SERVER_NOT_REACHED
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=12)
 CORPUS = Corpus.from_passages([("1", "River", "Thames"), ("2", "City", "London")])
@@ -468,3 +469,210 @@ def test_forked_processes_share_the_recording(file):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     ask(recorded, "c", "b")
     assert [line.get("query") for line in lines(file)] == [None, "a", "b", "c"]
+
+
+# -- keys coarser than requests -------------------------------------------------------------------------------------------------------------
+
+
+class Casefolding(Fickle):
+    def cache_key(self, request):
+        return (request.query.casefold(), request.top_k)
+
+
+def coarse_retrievers():
+    corpus = Corpus.from_passages([Passage("1", "Paris", "capital of France"), Passage("2", "Rome", "capital of Italy")])
+    plain, named = SearchRequest("capital", 1), SearchRequest("capital", 1, filters={"source": "wiki"})
+    titled = [SearchRequest("capital", 1, filters={"title": title}) for title in ("ROME", "rome", "Rome!")]
+    sources = {"name": "sources", "sources": {"wiki": "bm25", "noise": "random"}, "default": "wiki"}
+    yield "casefold", lambda: Casefolding(), [SearchRequest("Paris", 1), SearchRequest("PARIS", 1)]
+    yield "sources", lambda: build_retriever({**sources, "cache_entries": 0}, corpus), [plain, named]
+    yield "filtered", lambda: build_retriever({"name": "filtered", "retriever": "bm25", "cache_entries": 0}, corpus), titled
+
+
+class Asked:
+    """Passes all on, and writes down what it was asked."""
+
+    def __init__(self, inner):
+        self.inner, self.asked = inner, []
+
+    def search(self, requests):
+        self.asked += requests
+        return self.inner.search(requests)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize(("make", "requests"), [case[1:] for case in coarse_retrievers()], ids=[case[0] for case in coarse_retrievers()])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_requests_with_one_key_are_asked_once_and_all_replayed(file, make, requests, at_once):
+    inner = Asked(make())
+    assert len({inner.cache_key(request) for request in requests}) == 1
+    retriever = Cached(Recorded(inner, file))
+    for _ in range(2):
+        answers = retriever.search(requests) if at_once else [retriever.search([request])[0] for request in requests]
+    assert inner.asked == requests[:1]
+    assert answers == [answers[0]] * len(requests)
+    replay = Cached(Replay(file))
+    assert [replay.search([request])[0] for request in requests] == answers
+    assert len({retriever.cache_key(request) for request in requests}) == len(requests)
+
+
+def test_a_lost_call_is_replayed_for_each_of_the_requests_that_share_a_key(file):
+    inner = Casefolding()
+    inner.fail = RetrieverUnavailable("gone")
+    recorded = Recorded(inner, file)
+    with pytest.raises(RetrieverUnavailable):
+        ask(recorded, "Paris", "PARIS")
+    inner.fail = None
+    answers = ask(recorded, "Paris", "PARIS")
+    assert inner.calls == [["Paris"], ["Paris"]]
+    replay = Replay(file)
+    with pytest.raises(RetrieverUnavailable, match="gone"):
+        ask(replay, "Paris", "PARIS")
+    assert ask(replay, "Paris", "PARIS") == answers
+
+
+def test_threads_that_miss_one_key_at_once_ask_once(file):
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Casefolding):
+        def search(self, requests):
+            begun.set()
+            assert go_on.wait(20)
+            return super().search(requests)
+
+    inner = Slow()
+    recorded = Recorded(inner, file)
+    answers = {}
+    threads = [threading.Thread(target=lambda query=query: answers.update({query: ask(recorded, query)})) for query in ("Paris", "PARIS")]
+    threads[0].start()
+    assert begun.wait(20)
+    threads[1].start()
+    threads[1].join(0.2)  # it waits for the first
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert inner.calls == [["Paris"]]
+    assert answers["Paris"] == answers["PARIS"]
+    assert ask(Replay(file), "PARIS") == answers["Paris"]
+
+
+# -- a server that is not there yet ---------------------------------------------------------------------------------------------------------
+
+
+class Client(Fickle):
+    """Of a server that may be down."""
+
+    server = SERVER_NOT_REACHED
+
+    def stamp(self):
+        return {"retriever": "round", "inner": [{"url": "u", "server": self.server}]}
+
+
+def test_nothing_is_recorded_before_it_is_known_whose_answers_they_are(file):
+    client = Client()
+    recorded = Recorded(client, file)
+    for queries in (["a"], ["a", "b", "a"]):
+        with pytest.raises(RetrieverUnavailable, match="could not be asked what it searches"):
+            ask(recorded, *queries)
+    assert lines(file) == []
+    assert client.calls == []
+    assert recorded.search([]) == []
+    client.server = {"corpus_sha256": "1"}
+    answers = ask(recorded, "a", "b")
+    assert [line.get("query") for line in lines(file)] == [None, "a", "a", "b", "a", "b"]
+    replay = Replay(file)
+    for queries in (["a"], ["a", "b"]):  # as often as it was
+        with pytest.raises(RetrieverUnavailable, match="could not be asked"):
+            ask(replay, *queries)
+    assert ask(replay, "a", "b") == answers
+
+
+def test_a_recording_that_is_reopened_without_the_server_goes_on_when_it_is_back(file):
+    first = Client()
+    first.server = {"corpus_sha256": "1"}
+    answer = ask(Recorded(first, file), "a")
+    client = Client()
+    recorded = Recorded(client, file)
+    with pytest.raises(RetrieverUnavailable):
+        ask(recorded, "a")
+    client.server = first.server
+    assert ask(recorded, "a") == answer
+    assert client.calls == []
+    ask(recorded, "b")
+    client.server = SERVER_NOT_REACHED
+    ask(recorded, "c")  # what is known is kept
+    assert sum("format" in line for line in lines(file)) == 1
+    assert len(Replay(file)) == 3
+
+
+def test_a_server_that_does_not_tell_is_recorded(file):
+    client = Client()
+    client.server = None
+    answer = ask(Recorded(client, file), "a")
+    assert ask(Replay(file), "a") == answer
+
+
+# -- faults, forks, choice of a retriever -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("to do"), RecursionError("too deep")])
+def test_a_fault_of_a_program_is_no_outage(file, error):
+    inner = Fickle()
+    inner.fail = error
+    with pytest.raises(type(error)):
+        ask(Recorded(inner, file), "a")
+    assert len(lines(file)) == 1
+
+
+def test_the_trace_of_an_error_that_counts_as_an_outage_is_logged_once(file, caplog):
+    inner = Fickle()
+    inner.fail = RuntimeError("perhaps a fault")
+    recorded = Recorded(inner, file)
+    for _ in range(2):
+        with pytest.raises(RetrieverUnavailable):
+            ask(recorded, "a")
+    assert caplog.text.count("Traceback") == 1
+    assert "RuntimeError: perhaps a fault" in caplog.text
+
+
+def test_one_of_several_stamps_must_fit(file):
+    answers = [ask(Recorded(Fickle(version), file), "a") for version in (1, 2)]
+    stamps = [{"version": 2}, {"worlds": "elsewhere"}]
+    assert ask(Replay(file, stamps), "a") == answers[1]
+    assert ask(pickle.loads(pickle.dumps(Replay(file, stamps))), "a") == answers[1]
+    assert ask(build_retriever({"name": "replay", "file": str(file), "stamp": stamps}, CORPUS), "a") == answers[1]
+    for wrong in ([{"version": 1}, {"version": 2}], [{"version": 3}, {"worlds": 1}]):
+        with pytest.raises(RetrieverError, match=r"must have one retriever with stamp .* or .*but it has [20]"):
+            Replay(file, wrong)
+
+
+def test_a_recording_of_another_version_says_so(file):
+    request = SearchRequest("a", 1)
+    recorded = Recorded(Fickle(), file)
+    recorded.search([request])
+
+    class Newer(Fickle):
+        def cache_key(self, request):
+            return ("2", default_cache_key(request))
+
+    with pytest.raises(RetrieverError, match="another version of the retriever or of this package"):
+        Recorded(Newer(), file).search([request])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_processes_forked_during_searches_read_their_own_places(file):
+    recorded = Recorded(Fickle(), file)
+    queries = [str(number) for number in range(30)]
+    answers = ask(recorded, *queries, top_k=5)
+    replay = Replay(file)
+    replay._lock.acquire()
+    process = os.fork()
+    if process == 0:
+        signal.alarm(20)
+        right = all(ask(one, *queries, top_k=5) == answers for _ in range(20) for one in (replay, recorded))
+        os._exit(0 if right else 1)
+    replay._lock.release()
+    assert all(ask(replay, *queries, top_k=5) == answers for _ in range(20))
+    assert os.waitpid(process, 0)[1] == 0

@@ -157,18 +157,24 @@ class WorldSource:
         One that asks somebody else, such as ``{"name": "http"}``, is made once for all worlds and told which of them; see :class:`WorldsElsewhere`.
         A recording is asked as it was made: with the filters of the environment.
         """
-        from searchqa_retrievers.build import build_retriever, searches_corpus, split_options, with_options
+        from searchqa_retrievers.build import build_retriever, has_back_end, searches_corpus, split_options, with_options
 
         if config.get("name") == "replay":
-            meant = {"corpus_sha256": self.stamp()["corpus_sha256"]}  # a run records the worlds of its evaluations too
-            return build_retriever({"stamp": meant, **config}, _no_corpus)
+            return build_retriever({**config, "stamp": self._recorded_stamps(config.get("stamp"))}, _no_corpus)
         settings, common = split_options(config)
         retriever: Retriever
         if searches_corpus(settings):
             retriever = WorldRetriever(self, settings)
         else:
             retriever = WorldsElsewhere(self, build_retriever({**settings, "cache_entries": 0}, _no_corpus))
-        return with_options(retriever, common)
+        return with_options(retriever, common, counted=has_back_end(settings))
+
+    def _recorded_stamps(self, asked: Any) -> Any:
+        """What tells the searches of this source from others of the same recording, as a run records the worlds of its evaluations too."""
+        if not (asked is None or isinstance(asked, Mapping)):
+            return asked
+        here, elsewhere = {"corpus_sha256": self.stamp()["corpus_sha256"]}, {"worlds": _scope(self)}
+        return [{**own, **(asked or {})} for own in (here, elsewhere)]
 
     def stamp(self) -> dict[str, Any]:
         """What decides the questions and pages; ``corpus_sha256`` hashes these settings, from which all pages follow."""
@@ -319,7 +325,7 @@ class WorldsElsewhere(Composition):
         self.source = source
         self.retriever = retriever
         self.name: str = getattr(retriever, "name", type(retriever).__name__)
-        self._scope = {"split": source.split, "recipe": _recipe(source)}
+        self._scope = _scope(source)
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         return self.retriever.search([replace(request, filters={**(request.filters or {}), **self._scope}) for request in requests])
@@ -331,8 +337,19 @@ class WorldsElsewhere(Composition):
         """The stamp of the inner retriever, and which worlds it is asked about."""
         return {**stamp_of(self.retriever), "worlds": dict(self._scope)}
 
+    @property
+    def billed_calls(self) -> int:
+        """Those of the inner retriever; an ``AttributeError`` where it has none."""
+        billed: int = self.retriever.billed_calls  # type: ignore[attr-defined] # optional, see Retriever
+        return billed
+
     def __repr__(self) -> str:
         return f"WorldsElsewhere({self.source!r}, {self.retriever!r})"
+
+
+def _scope(source: WorldSource) -> dict[str, str]:
+    """What tells the worlds of a source from all others."""
+    return {"split": source.split, "recipe": _recipe(source)}
 
 
 def _recipe(source: WorldSource) -> str:
