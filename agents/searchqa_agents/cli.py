@@ -121,7 +121,7 @@ GET /health, /ready, /stamp, /metrics. Ctrl-C or SIGTERM stops it, once what is 
   --host 127.0.0.1         another address than loopback needs a token, in $SEARCHQA_RETRIEVER_TOKEN
   --port 8000              0: any that is free
   --top-k 3                passages for each query where a request leaves the number open
-  --waiting 16384          searches that may wait; beyond them a request is told to come back (503)
+  --waiting 16384          searches that may wait; beyond them a request is told to come back (503), as it is with 1,000 connections
 
 Examples:
   searchqa serve --corpus corpus.jsonl

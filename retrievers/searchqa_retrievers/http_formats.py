@@ -31,7 +31,7 @@ from searchqa_retrievers.types import Hit, Passage, RetrieverError, SearchReques
 IDENTITY_HEADER = "X-Searchqa-Retriever"
 """In every answer of a server of this package: a hash of the retriever's stamp, by which a client sees that another one answers."""
 DEFAULT_TOP_K = 3
-"""Passages for each query where a request of Search-R1 or R1-Searcher leaves the number open; both servers' own default."""
+"""Passages for each query where a request leaves the number open, out or null; the own default of Search-R1's and R1-Searcher's servers."""
 
 
 class FormatError(RetrieverError, ValueError):
@@ -164,7 +164,7 @@ def _write_search_r1_request(requests: Sequence[SearchRequest]) -> dict[str, Any
 
 def _read_search_r1_request(body: Mapping[str, Any], default_top_k: int) -> Question:
     top_k = default_top_k if body.get("topk") is None else _count(body, "topk", "the request")
-    scores = body.get("return_scores", False)
+    scores = False if body.get("return_scores") is None else body["return_scores"]
     if not isinstance(scores, bool):
         raise FormatError(f"return_scores must be true or false, got {scores!r:.80}")
     return Question([SearchRequest(query, top_k) for query in _queries(body)], scores)
@@ -217,7 +217,7 @@ def _write_r1_searcher_request(requests: Sequence[SearchRequest]) -> dict[str, A
 
 
 def _read_r1_searcher_request(body: Mapping[str, Any], default_top_k: int) -> Question:
-    top_k = _count(body, "k", "the request") if "k" in body else default_top_k
+    top_k = default_top_k if body.get("k") is None else _count(body, "k", "the request")
     return Question([SearchRequest(query, top_k) for query in _queries(body)])
 
 
@@ -239,7 +239,8 @@ def _write_zerosearch_request(requests: Sequence[SearchRequest]) -> dict[str, An
 
 
 def _read_zerosearch_request(body: Mapping[str, Any], default_top_k: int) -> Question:
-    return Question([SearchRequest(_text(body, "query", "the request"), _count(body, "top_k", "the request"))])
+    top_k = default_top_k if body.get("top_k") is None else _count(body, "top_k", "the request")
+    return Question([SearchRequest(_text(body, "query", "the request"), top_k)])
 
 
 def _write_zerosearch_answer(question: Question, answers: Sequence[Sequence[Hit]]) -> Any:

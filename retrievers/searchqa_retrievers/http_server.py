@@ -10,9 +10,12 @@
 ``GET /metrics``          counters for Prometheus
 ========================  ===================================================================================================================
 
+A search that made the server ready counts for :data:`READY_SECONDS`, and is always the same one, so that probing costs a back end little, and one behind a
+cache nothing: then it tells of the cache only. ``/metrics`` also has what the retriever counts, as gauges ``searchqa_retriever_<name>``.
+
 Searches that come at the same time go to the retriever in one call: while one call runs, in a thread, the next ones gather. Errors are answered as
 ``{"error": message}``: 400 no JSON, 401 no token, 408 a body that does not come, 413 too much, 422 not the format or a request that the retriever refuses,
-503 with ``Retry-After`` when the back end is lost or too many searches wait.
+503 when the back end is lost, too many searches wait, or too many bodies are held (with ``Retry-After``), or there are too many connections.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ import importlib.util
 import ipaddress
 import json
 import logging
+import re
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,6 +50,12 @@ BODY_SECONDS = 30.0
 """Longest time for the body of a request to come in."""
 RETRY_SECONDS = 1
 """What ``Retry-After`` says."""
+READY_SECONDS = 5.0
+"""So long ``/ready`` takes a search that had an answer for a sign that the next one would have."""
+HEAD_SECONDS = 30.0
+"""A connection on which nothing is under way is closed after so many seconds, also in the middle of a request's head."""
+CONNECTIONS = 1_000
+"""With so many connections, requests get 503; fewer than the 1,024 open files that a process commonly may have."""
 STOP_SECONDS = 30
 """At a stop, requests under way have so long to end."""
 LATENCIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -66,6 +76,8 @@ class Limits:
     """passages that one body may ask for, over all its queries"""
     body_bytes: int = 2**24
     """length of a body"""
+    held_bytes: int = 2**28
+    """length of all bodies together that are coming in or being answered"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class _Job:
 
 
 class _Busy(Exception):
-    """Too many requests wait."""
+    """Too many requests wait, or their bodies are too long together."""
 
 
 class _Batcher:
@@ -95,7 +107,7 @@ class _Batcher:
         if not requests:
             return []
         if self._jobs and self.waiting + len(requests) > self._limits.waiting:
-            raise _Busy
+            raise _Busy(f"{self.waiting} searches wait; try again")
         job = _Job(requests, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self.waiting += len(requests)
@@ -160,7 +172,7 @@ class SearchServer:
         self, retriever: Retriever, token: str | None, default_top_k: int, limits: Limits, ready_filters: Mapping[str, str] | None
     ) -> None:
         self._retriever = retriever
-        self._token = None if token is None else f"Bearer {token}".encode()
+        self._token = None if token is None else token.encode()
         self._default_top_k = default_top_k
         self._limits = limits
         self._ready_filters = ready_filters
@@ -168,7 +180,8 @@ class SearchServer:
         self._statuses: Counter[tuple[str, int]] = Counter()
         self._latencies = [0] * (len(LATENCIES) + 1)
         self._latency_sum = 0.0
-        self._probes = 0
+        self._held = 0
+        self._ready_until = 0.0
         self._identity: dict[str, str] = {}
 
     @contextlib.asynccontextmanager
@@ -192,7 +205,8 @@ class SearchServer:
         from starlette.responses import Response
 
         started = time.perf_counter()
-        status, body = await self._answer(request)
+        with self._holding() as hold:
+            status, body = await self._answer(request, hold)
         headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {"WWW-Authenticate": "Bearer"} if status == 401 else {}
         if status == 200:
             headers |= self._identity
@@ -205,14 +219,37 @@ class SearchServer:
         self._latency_sum += seconds
         return response
 
-    async def _answer(self, request: Request) -> tuple[int, bytes]:
+    @contextlib.contextmanager
+    def _holding(self) -> Iterator[Callable[[int], None]]:
+        """Gives a function that counts bytes of a body, or raises :class:`_Busy`; at the end they count no more."""
+        own = 0
+
+        def hold(count: int) -> None:
+            nonlocal own
+            if self._held + count > self._limits.held_bytes:
+                raise _Busy(f"the bodies of other requests have {self._held} bytes; try again")
+            own += count
+            self._held += count
+
+        try:
+            yield hold
+        finally:
+            self._held -= own
+
+    async def _answer(self, request: Request, hold: Callable[[int], None]) -> tuple[int, bytes]:
+        from starlette.requests import ClientDisconnect
+
         if not self._allowed(request):
             return 401, _error("a token is needed: Authorization: Bearer ...")
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                content = await self._body(request)
+                content = await self._body(request, hold)
         except TimeoutError:
             return 408, _error(f"the body did not come within {BODY_SECONDS:g} s")
+        except ClientDisconnect:
+            return 499, b""  # nobody reads it; the status, a custom of nginx, tells in the metrics
+        except _Busy as busy:
+            return 503, _error(str(busy))
         if content is None:
             return 413, _error(f"a body may have {self._limits.body_bytes} bytes; ask in smaller batches")
         try:
@@ -226,8 +263,8 @@ class SearchServer:
                 return 413, _error(f"a request may ask for {self._limits.passages} passages in all; ask in smaller batches")
             answers = await self._batcher.search(question.requests)
             return 200, to_json(format_.write_answer(question, answers))
-        except _Busy:
-            return 503, _error(f"{self._batcher.waiting} searches wait; try again")
+        except _Busy as busy:
+            return 503, _error(str(busy))
         except RetrieverUnavailable as error:
             logger.warning("The back end is lost: %s", error)
             return 503, _error(f"the back end is lost: {error}")
@@ -247,9 +284,10 @@ class SearchServer:
 
         if not self._allowed(request):
             return JSONResponse({"error": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
-        self._probes += 1  # a new query each time, which no cache answers
         try:
-            await self._batcher.search([SearchRequest(f"ready {self._probes}", 1, filters=self._ready_filters)])
+            if time.monotonic() >= self._ready_until:
+                await self._batcher.search([SearchRequest("ready", 1, filters=self._ready_filters)])
+                self._ready_until = time.monotonic() + READY_SECONDS
         except Exception as error:  # noqa: BLE001 (whatever it is, a server that cannot search is not ready)
             return JSONResponse({"ready": False, "error": f"{type(error).__name__}: {error}"}, 503, {"Retry-After": str(RETRY_SECONDS)})
         return JSONResponse({"ready": True})
@@ -295,16 +333,32 @@ class SearchServer:
             ("searches_waiting", "gauge", batcher.waiting),
         ):
             lines += [f"# TYPE searchqa_{name} {kind}", f"searchqa_{name} {value}"]
+        for key, number in sorted(self._counters().items()):
+            name = f"searchqa_retriever_{re.sub('[^a-zA-Z0-9_]', '_', key)}"
+            lines += [f"# TYPE {name} gauge", f"{name} {number}"]
         return "\n".join(lines) + "\n"
 
-    def _allowed(self, request: Request) -> bool:
-        given = request.headers.get("Authorization", "").encode("latin-1")
-        return self._token is None or hmac.compare_digest(given, self._token)
+    def _counters(self) -> Mapping[str, float]:
+        counters: Callable[[], Mapping[str, float]] | None = getattr(self._retriever, "counters", None)
+        try:
+            return {} if counters is None else counters()
+        except Exception:  # a user's counters may fail in any way; the others are still worth having
+            logger.exception("The retriever's counters failed")
+            return {}
 
-    async def _body(self, request: Request) -> bytes | None:
-        """None: longer than allowed."""
+    def _allowed(self, request: Request) -> bool:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        right = self._token is None or hmac.compare_digest(given.strip().encode("latin-1"), self._token)
+        return right and (self._token is None or scheme.lower() == "bearer")
+
+    async def _body(self, request: Request, hold: Callable[[int], None]) -> bytes | None:
+        """None: longer than allowed. Raises :class:`_Busy` and starlette's ``ClientDisconnect``."""
+        length = request.headers.get("Content-Length", "")
+        if length.isdecimal() and (len(length) > 18 or int(length) > self._limits.body_bytes):
+            return None
         content = bytearray()
         async for part in request.stream():
+            hold(len(part))
             content += part
             if len(content) > self._limits.body_bytes:
                 return None
@@ -326,7 +380,7 @@ def create_app(
     token
         Demanded as ``Authorization: Bearer`` on all paths but ``/health``; None: nothing is demanded.
     default_top_k
-        Passages for each query where a request of Search-R1 or R1-Searcher leaves the number open.
+        Passages for each query where a request of another format than ours leaves the number open.
     limits
         Default: :class:`Limits` as it is.
     ready_filters
@@ -360,6 +414,9 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are still answered. The arguments are those of :func:`create_app`.
 
+    Beyond :data:`CONNECTIONS` requests get 503, and a connection that is silent for :data:`HEAD_SECONDS` is closed; with another ASGI server than this
+    function's, that is for the other server to do.
+
     Raises
     ------
     RetrieverError
@@ -370,7 +427,53 @@ def serve(
     import uvicorn
 
     app = create_app(retriever, token=token, default_top_k=default_top_k, limits=limits, ready_filters=ready_filters)
-    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=STOP_SECONDS, access_log=False)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        http=_protocol(),
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=int(HEAD_SECONDS),
+        timeout_graceful_shutdown=STOP_SECONDS,
+        access_log=False,
+    )
+
+
+def _protocol() -> type[asyncio.Protocol]:
+    """HTTP/1.1 of uvicorn, which lets a client that has sent no whole head wait for ever, with an end to that."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        _head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            """Give a head that is due its time, which further bytes do not prolong."""
+            idle = self.cycle is None or self.cycle.response_complete
+            if not idle and self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+            elif idle and self._head_timer is None:
+                self._head_timer = self.loop.call_later(HEAD_SECONDS, self._end_if_idle)
+
+        def _end_if_idle(self) -> None:
+            self._head_timer = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    return Protocol
 
 
 def check_installed() -> None:

@@ -32,6 +32,10 @@ def requests(*queries: str, top_k: int = 3) -> list[SearchRequest]:
         ("/retrieve", {"queries": []}, "search-r1", Question([], False)),
         ("/queries", {"queries": ["a", "b"], "k": 5}, "r1-searcher", Question(requests("a", "b", top_k=5))),
         ("/queries", {"queries": ["a"]}, "r1-searcher", Question(requests("a", top_k=9))),
+        ("/queries", {"queries": ["a"], "k": None}, "r1-searcher", Question(requests("a", top_k=9))),
+        ("/retrieve", {"queries": ["a"], "return_scores": None}, "search-r1", Question(requests("a", top_k=9), False)),
+        ("/retrieve", {"query": "a"}, "zerosearch", Question(requests("a", top_k=9))),
+        ("/retrieve", {"query": "a", "top_k": None}, "zerosearch", Question(requests("a", top_k=9))),
         ("/retrieve", {"query": "a", "top_k": 5}, "zerosearch", Question(requests("a", top_k=5))),
         # Ours.
         (
@@ -60,9 +64,9 @@ def test_requests_that_a_server_understands(path, body, name, question):
         ("/retrieve", {"queries": ["a"], "topk": True}, "'topk' must be"),
         ("/retrieve", {"queries": ["a"], "topk": 3.0}, "'topk' must be"),
         ("/retrieve", {"queries": ["a"], "return_scores": 1}, "return_scores must be"),
-        ("/retrieve", {"query": "a"}, "'top_k' must be"),
+        ("/retrieve", {"query": "a", "top_k": "3"}, "'top_k' must be"),
         ("/retrieve", {"query": ["a"], "top_k": 3}, "'query' must be"),
-        ("/queries", {"queries": ["a"], "k": None}, "'k' must be"),
+        ("/queries", {"queries": ["a"], "k": 0}, "'k' must be"),
         ("/queries", {"queries": ["a"], "k": "3"}, "'k' must be"),
         ("/queries", {"query": "a"}, "'queries' must be a list"),
         ("/search", {"requests": [{"query": "a"}]}, "'top_k' must be"),

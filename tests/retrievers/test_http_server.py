@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import socket
 import sys
 import threading
 import time
@@ -14,6 +16,7 @@ import pytest
 import uvicorn
 
 from searchqa_retrievers import BM25Retriever, Corpus, Hit, Passage, RetrieverError, RetrieverUnavailable, from_function
+from searchqa_retrievers import http_server as module
 from searchqa_retrievers.http_server import Limits, create_app, serve
 
 CORPUS = Corpus.from_passages(
@@ -28,8 +31,12 @@ CORPUS = Corpus.from_passages(
 
 @contextlib.contextmanager
 def running(retriever, **options):
-    """A client of a real server."""
-    config = uvicorn.Config(create_app(retriever, **options), port=0, log_level="error", timeout_graceful_shutdown=5)
+    """A client of a real server, with the settings of :func:`serve`."""
+    settings = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn, "run", lambda app, **words: settings.update(app=app, **words))
+        serve(retriever, port=0, **options)
+    config = uvicorn.Config(**settings | {"log_level": "error", "timeout_graceful_shutdown": 5})
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -145,6 +152,78 @@ def test_a_body_too_long_is_not_read_to_its_end():
         assert client.post("/queries", content=b'{"queries": ["Norway"]}').status_code == 200
 
 
+def raw(client, head, body=b""):
+    """A connection of one's own to the server of a client."""
+    connection = socket.create_connection((client.base_url.host, client.base_url.port), timeout=20)
+    connection.sendall(head.replace("\n", "\r\n").encode() + body)
+    return connection
+
+
+POST = "POST /queries HTTP/1.1\nHost: x\nContent-Length: {}\n\n"
+
+
+@pytest.mark.parametrize("length", ["101", "99999999999", "9" * 20])
+def test_a_body_that_says_that_it_is_too_long_is_not_waited_for(length):
+    with running(BM25Retriever(CORPUS), limits=Limits(body_bytes=100)) as client, raw(client, POST.format(length)) as connection:
+        assert connection.recv(1_000).startswith(b"HTTP/1.1 413")
+
+
+def test_a_client_that_leaves_within_a_body_is_counted_and_no_fault(caplog):
+    with caplog.at_level(logging.INFO), running(BM25Retriever(CORPUS)) as client:
+        raw(client, POST.format(1_000), b"{").close()
+        until(lambda: 'status="499"} 1' in client.get("/metrics").text)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING or record.exc_info]
+
+
+def test_bodies_are_bounded_together_and_count_until_they_are_answered():
+    retriever = Slow()
+    body = json.dumps({"queries": ["a" * 80]}).encode()
+    with running(retriever, limits=Limits(held_bytes=150)) as client, ThreadPoolExecutor(1) as pool:
+        try:
+            under_way = pool.submit(client.post, "/queries", content=body)
+            until(lambda: retriever.calls)
+            turned_away = client.post("/queries", content=body)
+            assert (turned_away.status_code, turned_away.headers["retry-after"]) == (503, "1")
+            assert "bodies" in turned_away.json()["error"]
+        finally:
+            retriever.go.set()
+        assert under_way.result().status_code == 200
+        for _ in range(3):
+            assert client.post("/queries", content=body).status_code == 200
+
+
+def test_a_connection_without_a_whole_head_is_closed_and_a_long_search_is_not(monkeypatch):
+    monkeypatch.setattr(module, "HEAD_SECONDS", 1.0)
+    retriever = Slow()
+    with running(retriever) as client, ThreadPoolExecutor(1) as pool:
+        try:
+            under_way = pool.submit(client.post, "/queries", json={"queries": ["a"]})
+            until(lambda: retriever.calls)
+            with raw(client, "") as silent, raw(client, "GET /health HTTP/1.1\nHost:") as half:
+                assert silent.recv(1) == half.recv(1) == b""
+            with raw(client, "GET /health HTTP/1.1\nHost: x\n\n") as kept:
+                assert kept.recv(1_000).startswith(b"HTTP/1.1 200")
+                kept.sendall(b"GET /hea")
+                rest = b""
+                while part := kept.recv(1_000):
+                    rest += part
+                assert b"HTTP/1.1" not in rest
+        finally:
+            retriever.go.set()
+        assert under_way.result().status_code == 200
+
+
+def test_connections_are_bounded(monkeypatch):
+    monkeypatch.setattr(module, "CONNECTIONS", 3)
+    with running(BM25Retriever(CORPUS)) as client:
+        assert client.get("/health").status_code == 200
+        silent = [raw(client, "") for _ in range(2)]
+        until(lambda: client.get("/health").status_code == 503)
+        for connection in silent:
+            connection.close()
+        until(lambda: client.get("/health").status_code == 200)
+
+
 def test_searches_that_wait_go_in_one_call_and_each_gets_its_own_answer():
     retriever = Slow()
     with running(retriever) as client, ThreadPoolExecutor(9) as pool:
@@ -242,6 +321,36 @@ def test_a_lost_back_end_is_503_until_it_is_back():
         assert client.post("/queries", json={"queries": ["a"]}).status_code == 200
 
 
+def test_probes_make_one_search_in_a_while_and_always_the_same(monkeypatch):
+    asked = []
+
+    def find(queries, top_k):
+        asked.extend(queries)
+        return [[] for _ in queries]
+
+    with running(from_function(find)) as client:
+        assert [client.get("/ready").status_code for _ in range(3)] == [200] * 3
+        assert len(asked) == 1
+        monkeypatch.setattr(module.time, "monotonic", lambda now=time.monotonic: now() + module.READY_SECONDS)
+        assert client.get("/ready").status_code == 200
+        assert len(asked) == 2
+        assert len(set(asked)) == 1
+
+
+def test_the_metrics_have_what_the_retriever_counts():
+    class Counting(Slow):
+        def counters(self):
+            return {"search/money": 0.5, "online/engine_calls": 2.0}
+
+    counting = Counting()
+    with running(counting) as client:
+        lines = client.get("/metrics").text.splitlines()
+        assert {"# TYPE searchqa_retriever_search_money gauge", "searchqa_retriever_search_money 0.5"} <= set(lines)
+        assert "searchqa_retriever_online_engine_calls 2.0" in lines
+        counting.counters = lambda: 1 / 0
+        assert "searchqa_searches_total 0" in client.get("/metrics").text
+
+
 def test_the_stamp_is_that_of_the_retriever(client):
     stamp = BM25Retriever(CORPUS).stamp()
     assert client.get("/stamp").json() == {"stamp": stamp}
@@ -320,6 +429,10 @@ def test_a_token_is_demanded_everywhere_but_for_health():
             for headers in ({}, wrong):
                 reply = client.request(method, path, headers=headers, content=b'{"requests": []}')
                 assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
+        for scheme in ("bearer", "BEARER"):
+            assert client.get("/ready", headers={"Authorization": f"{scheme} secret"}).status_code == 200
+        for wrong in ("secret", "Basic secret", "Bearer", "Bearersecret", "Bearer secret2"):
+            assert client.get("/ready", headers={"Authorization": wrong}).status_code == 401
         assert client.post("/search", headers=right, content=b'{"requests": []}').json() == {"answers": []}
         assert client.get("/ready", headers=right).status_code == client.get("/metrics", headers=right).status_code == 200
         assert client.get("/health").json() == {"status": "alive"}
