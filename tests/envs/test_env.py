@@ -566,3 +566,31 @@ def test_the_stamp_says_what_a_number_needs(small_data: Path) -> None:
     stamp = make(small_data).stamp()
     assert {"retriever", "top_k", "dialect", "prompt", "reward", "tokenizer", "max_turns", "searchqa_gym"} <= set(stamp)
     json.dumps(stamp)
+
+
+@pytest.mark.parametrize("fault", [NotImplementedError("to do"), RecursionError("too deep")])
+def test_a_fault_of_a_program_is_no_lost_back_end(small_data: Path, fault: Exception) -> None:
+    class Faulty(Fixed):
+        def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
+            raise fault
+
+    env = make(small_data, retriever=Faulty())
+    env.reset(seed=0)
+    with pytest.raises(type(fault), match=str(fault)):
+        env.step(env.tokenizer.encode("<search> q </search>"))
+
+
+def test_the_trace_of_the_first_error_that_counts_as_a_lost_back_end_is_logged(small_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failures = iter([RetrieverUnavailable("down"), RuntimeError("perhaps a fault"), OSError("reset")])
+
+    class Lost(Fixed):
+        def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
+            raise next(failures)
+
+    env = make(small_data, retriever=Lost())
+    for _ in range(3):
+        env.reset(seed=0)
+        assert env.step(env.tokenizer.encode("<search> q </search>"))[3]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "RuntimeError: perhaps a fault" in caplog.text
+    assert caplog.text.count("Traceback") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import threading
 import time
@@ -169,3 +170,68 @@ def test_a_replay_finds_the_searches_of_its_split_in_a_file_of_several(tmp_path)
     for split, expected in answers.items():
         source = WorldSource(split)
         assert source.build_retriever({"name": "replay", "file": file}).search(chain_requests(source, [0])) == expected
+
+
+@pytest.fixture
+def failing_url():
+    """A server with all worlds of which every fourth search is lost."""
+    app = create_app(WorldSource("train").build_retriever({"name": "bm25"}))
+    searches = itertools.count(1)
+
+    async def failing(scope, receive, send):
+        if scope["type"] == "http" and scope["path"] == "/search" and next(searches) % 4 == 0:
+            await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"2")]})
+            await send({"type": "http.response.body", "body": b"no"})
+        else:
+            await app(scope, receive, send)
+
+    server = uvicorn.Server(uvicorn.Config(failing, port=0, log_level="error", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def played(split, retriever):
+    """Episodes that search for the hops of their questions, and the counters."""
+    env = gym.make("SearchQA-World-v0", split=split, retriever=retriever)
+    base, seen = env.unwrapped, []
+    for index in (0, 5, 17, 0):
+        observation, _ = env.reset(options={"index": index})
+        seen.append(observation.tolist())
+        for hop in base.source[index].metadata["chain"] * 2:
+            observation, reward, terminated, truncated, info = env.step(base.tokenizer.encode(f"<search>{hop['query']}</search>"))
+            seen.append([observation.tolist(), reward, terminated, truncated, info["backend_error"]])
+            if terminated or truncated:
+                break
+    return seen, base.search_counters(), base.stamp()
+
+
+def test_a_run_over_http_with_outages_is_replayed_split_by_split(failing_url, tmp_path):
+    file = str(tmp_path / "searches.jsonl")
+    splits = ("train", "dev", "test")
+    runs = {split: played(split, {"name": "http", "url": failing_url, "retries": 0, "record": file}) for split in splits}
+    assert sum(counters["search/errors"] for _, counters, _ in runs.values()) >= 3
+    for split, (seen, counters, stamp) in runs.items():
+        again, counted, stamp_again = played(split, {"name": "replay", "file": file})
+        assert again == seen
+        assert stamp_again == stamp
+        assert counted["search/errors"] == counters["search/errors"]
+        assert "search/backend_calls" not in counted
+        narrowed = {"name": "replay", "file": file, "stamp": {"retriever": "http"}}
+        assert played(split, narrowed)[0] == seen
+    with pytest.raises(RetrieverError, match="but it has 0"):
+        WorldSource("train", world_seed=3).build_retriever({"name": "replay", "file": file})
+
+
+def test_a_world_without_search_has_no_back_end():
+    source = WorldSource("dev")
+    without, with_search = (source.build_retriever({"name": name}) for name in ("none", "bm25"))
+    for retriever in (without, with_search):
+        retriever.search(chain_requests(source, [0])[:1])
+    assert "search/backend_calls" not in without.counters()
+    assert with_search.counters()["search/backend_calls"] == 1

@@ -3,6 +3,7 @@
 import pytest
 
 from searchqa_retrievers import BM25Retriever, Cached, Corpus, NoRetriever, RandomRetriever, RetrieverError, SearchRequest, build_retriever
+from searchqa_retrievers.build import has_back_end
 from searchqa_retrievers.counted import Counted
 from searchqa_retrievers.disk_cache import DiskCached
 from searchqa_retrievers.recording import Recorded, Replay
@@ -129,3 +130,9 @@ def test_a_replay_has_no_back_end_to_count(tmp_path):
     assert replay.search([SearchRequest("river", 2)]) == answers
     assert "search/backend_calls" not in replay.counters()
     assert replay.stamp() == recorded.stamp()
+
+
+def test_what_has_nothing_to_ask_has_no_back_end():
+    assert [has_back_end(config) for config in ("none", {"name": "replay"}, "bm25", {"name": "http"}, "unknown", {})] == [False] * 2 + [
+        True
+    ] * 4

@@ -1,13 +1,16 @@
 """Cached: one question for each distinct key, bounded, never a failure."""
 
 import copy
+import os
 import pickle
+import signal
 import threading
 from dataclasses import replace
 
 import pytest
 
 from searchqa_retrievers import Cached, Hit, NoRetriever, Passage, RetrieverError, RetrieverUnavailable, SearchRequest, default_cache_key
+from searchqa_retrievers.counted import Counted
 from searchqa_retrievers.testing import LostBackEndContract, RetrieverContract
 
 
@@ -297,3 +300,26 @@ def test_a_retriever_that_only_passes_progress_on_keeps_its_cache():
     ask(cached, "a")
     assert inner.calls == [["a"]]
     assert inner.progress == (1, 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("wrap", [Cached, Counted, lambda retriever: Cached(Counted(retriever))])
+def test_a_process_forked_beside_a_searching_thread_can_search(wrap):
+    """The thread is the parent's: in the child nobody ends its call, or releases a lock that it held."""
+    slow = Slow()
+    retriever = wrap(slow)
+    thread = threading.Thread(target=lambda: ask(retriever, "a"))
+    thread.start()
+    assert slow.began.acquire(timeout=20)
+    retriever._lock.acquire()
+    process = os.fork()
+    if process == 0:
+        signal.alarm(20)
+        slow.go.set()
+        right = len(ask(retriever, "a")) == 1
+        retriever.counters()
+        os._exit(0 if right else 1)
+    retriever._lock.release()
+    slow.go.set()
+    thread.join()
+    assert os.waitpid(process, 0)[1] == 0

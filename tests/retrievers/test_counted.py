@@ -199,3 +199,25 @@ def test_copies():
     assert copy.deepcopy(counted) is counted
     other = pickle.loads(pickle.dumps(counted))
     assert (other.price, other.name, other.counters()["search/backend_calls"]) == (0.5, "echo", 0)
+
+
+def test_money_is_for_what_a_back_end_bills_where_it_says_so():
+    class Pages(Echo):
+        """Bills three pages for each request."""
+
+        billed_calls = 0
+
+        def search(self, requests):
+            self.billed_calls += 3 * len(requests)
+            return super().search(requests)
+
+    inner = Pages()
+    counted = Counted(inner, price=0.01)
+    outside = Counted(Cached(Counted(inner)), price=2)
+    ask(counted, "a", "b")
+    inner.fail = True
+    with pytest.raises(RetrieverUnavailable):
+        ask(counted, "c")
+    assert counted.counters()["search/money"] == pytest.approx(0.09)
+    assert counted.counters()["search/backend_requests"] == 3
+    assert outside.counters()["search/money"] == 18

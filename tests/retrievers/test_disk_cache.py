@@ -23,6 +23,7 @@ from searchqa_retrievers import Hit, Passage, RetrieverError, RetrieverUnavailab
 from searchqa_retrievers.disk_cache import DiskCached
 from searchqa_retrievers.stored_answers import hits_from_json, hits_to_json, stable_bytes
 from searchqa_retrievers.testing import LostBackEndContract, RetrieverContract
+from searchqa_retrievers.types import SERVER_NOT_REACHED
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surrogates too
 HITS = st.lists(st.builds(Hit, st.builds(Passage, TEXTS, TEXTS, TEXTS), st.floats(allow_nan=False)), max_size=4)
@@ -591,3 +592,45 @@ def test_a_retriever_without_a_stamp_is_an_error(file):
 def test_wrong_arguments_are_errors(file, arguments, message):
     with pytest.raises(RetrieverError, match=message):
         DiskCached(Back(), file, **arguments)
+
+
+class Client(Back):
+    """Of a server that may be down, inside a composition."""
+
+    server = SERVER_NOT_REACHED
+
+    def stamp(self):
+        return {"retriever": "round", "inner": {"shards": [{"server": None}, {"server": self.server}]}}
+
+    def search(self, requests):
+        self.settings = self.server
+        return super().search(requests)
+
+
+def test_answers_are_neither_kept_nor_taken_before_it_is_known_whose_they_are(file):
+    one, other = Client(), Client()
+    caches = [DiskCached(one, file), DiskCached(other, file)]
+    for cached in caches:
+        with pytest.raises(RetrieverUnavailable, match="could not be asked what it searches"):
+            ask(cached, "a")
+        assert cached.search([]) == []
+        assert len(cached) == 0
+    assert one.calls == other.calls == []
+    one.server, other.server = {"corpus_sha256": "1"}, {"corpus_sha256": "2"}
+    assert [ask(cached, "a")[0][0].passage.text for cached in caches] == [f"{client.server} None" for client in (one, other)]
+    one.server = SERVER_NOT_REACHED
+    assert ask(caches[0], "a")[0][0].passage.text == "{'corpus_sha256': '1'} None"  # what is known is kept
+    assert one.calls == [["a"]]
+
+
+def test_a_retriever_that_first_finds_its_server_down_takes_the_answers_of_an_earlier_run(file):
+    earlier = Client()
+    earlier.server = {"corpus_sha256": "1"}
+    answers = ask(DiskCached(earlier, file), "a")
+    later = Client()
+    cached = DiskCached(later, file)
+    with pytest.raises(RetrieverUnavailable):
+        ask(cached, "a")
+    later.server = earlier.server
+    assert ask(cached, "a") == answers
+    assert later.calls == []
