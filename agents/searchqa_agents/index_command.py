@@ -10,16 +10,15 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from searchqa_retrievers.types import RetrieverError
 
 if TYPE_CHECKING:
+    from searchqa_agents.index_needs import Part
     from searchqa_retrievers import Corpus, Retriever
-    from searchqa_retrievers.needs import Needs
     from searchqa_retrievers.stored_indexes import StoredIndex
 
 _CORPUS = """
@@ -27,8 +26,6 @@ FILE is a corpus in any form that is known: .jsonl[.gz] with id, title, text or 
 1 GB is copied to the cache once and read from there. key=value are options of the retriever, each value in YAML, as for `searchqa serve`.
 Indexes lie in $SEARCHQA_CACHE, else in the user's cache folder.
 """
-_SAMPLE = 1000
-_ENCODED = 16
 _CUTOFFS = (3, 5, 10)
 
 
@@ -147,40 +144,26 @@ def _add_retriever(parser: argparse.ArgumentParser) -> None:
 # -- build -------------------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What one index of a configuration takes."""
-
-    name: str
-    needs: Needs
-    seconds: float | None = None
-    """of encoding, as measured on a few passages"""
-
-
 def _build(arguments: argparse.Namespace) -> int:
+    from searchqa_agents.index_needs import parts as parts_of
     from searchqa_retrievers import build_retriever
-    from searchqa_retrievers.stored_indexes import find_indexes
 
     root = _root(arguments)
     config = _config(arguments)
-    if isinstance(config.get("cache_dir"), str):
-        root = Path(config["cache_dir"]).expanduser()
     with _said_on_stderr():
         corpus = _open(arguments)
-        try:
-            parts = list(_parts(config, corpus, root))
-        except (TypeError, ValueError, AttributeError) as error:
-            raise IndexCommandError(f"The options of retriever {arguments.retriever!r} cannot be understood: {error}.") from error
-        short = _say_needs(arguments, corpus, parts, root)
+        parts = parts_of(config, corpus, root)
+        roots = list(dict.fromkeys(part.root for part in parts)) or [root]
+        short = _say_needs(arguments, corpus, parts, roots)
         if arguments.needs:
             return 1 if short else 0
         if short and not arguments.force:
             raise IndexCommandError(f"{' '.join(short)} Make room, choose another index or storage, or build all the same with --force.")
-        before = {_signature(index) for index in find_indexes(root)}
+        before = _indexes(roots)
         started = time.perf_counter()
         retriever = build_retriever(config, corpus, cache_entries=0)
         seconds = time.perf_counter() - started
-        written = [index for index in find_indexes(root) if _signature(index) not in before and index.kind != "corpus"]
+        written = [index for signature, index in _indexes(roots).items() if signature not in before and index.kind != "corpus"]
         stamp = retriever.stamp() if hasattr(retriever, "stamp") else {}
     peak = _peak_memory()
     if arguments.json:
@@ -199,101 +182,41 @@ def _build(arguments: argparse.Namespace) -> int:
         _say(f"{index.kind}: {_bytes(index.size)} in {index.folder}")
     if not written:
         _say(
-            f"Nothing was written in {root}: the index is complete already, or so small that it is built in memory at every start."
+            f"Nothing was written in {_listed(roots)}: the index is complete already, or so small that it is built in memory at every start."
             if parts
-            else f"Nothing was written in {root}: this retriever keeps no index there."
+            else f"Nothing was written in {_listed(roots)}: this retriever keeps no index there."
         )
     _say(f"{len(corpus):,} passages, {seconds:,.1f} s, peak memory {_bytes(peak)}")
     return 0
 
 
-def _signature(index: StoredIndex) -> tuple[str, str, str, int]:
-    return index.kind, str(index.folder), index.state, index.size
+def _indexes(roots: Sequence[Path]) -> dict[tuple[str, Path, str, int], StoredIndex]:
+    """What is in some caches, by all that changes when an index is written."""
+    from searchqa_retrievers.stored_indexes import find_indexes
+
+    return {(index.kind, index.folder, index.state, index.size): index for root in roots for index in find_indexes(root)}
 
 
-def _parts(config: Mapping[str, Any], corpus: Corpus, root: Path) -> Iterator[_Part]:
-    """The needs of all BM25 and dense indexes that a configuration names, its inner retrievers included."""
-    name = config["name"]
-    if name == "bm25":
-        yield _bm25_part(config, corpus)
-    elif name == "dense":
-        yield _dense_part(config, corpus, root)
-    for key, value in config.items():
-        if key in ("retriever", "retrievers", "sources"):
-            inner = (
-                value.values()
-                if isinstance(value, Mapping) and "name" not in value
-                else [value]
-                if isinstance(value, str | Mapping)
-                else value
-            )
-            for one in inner:
-                described = {"name": one} if isinstance(one, str) else one
-                if isinstance(described, Mapping) and "name" in described:
-                    yield from _parts(described, corpus, root)
-
-
-def _bm25_part(config: Mapping[str, Any], corpus: Corpus) -> _Part:
-    from searchqa_retrievers import bm25_disk, bm25_index, sparse
-    from searchqa_retrievers.analysis import Analyzer
-
-    analyzer = Analyzer(config.get("stopwords", "en"), config.get("stemmer", "english"))
-    step = max(1, len(corpus) // _SAMPLE)
-    lengths = [len(analyzer.terms(corpus.contents(index))) for index in range(0, len(corpus), step)]
-    mean = sum(lengths) / max(1, len(lengths))
-    backend = config.get("backend", "auto")
-    if backend == "disk" or (backend == "auto" and len(corpus) > sparse.MEMORY_PASSAGES):
-        return _Part("bm25 on disk", bm25_disk.estimate(len(corpus), mean))
-    return _Part("bm25 in memory", bm25_index.estimate(len(corpus), mean))
-
-
-def _dense_part(config: Mapping[str, Any], corpus: Corpus, root: Path) -> _Part:
-    from searchqa_retrievers import Encoder
-    from searchqa_retrievers.dense_approximate import estimate
-    from searchqa_retrievers.dense_index import index_folder
-    from searchqa_retrievers.encoders import EncoderSettings
-
-    settings = config.get("encoder", "search-r1")
-    encoder = Encoder(
-        settings if isinstance(settings, str) else EncoderSettings(**settings),
-        config.get("model"),
-        config.get("device"),
-        config.get("dtype"),
-    )
-    kind, storage = config.get("index", "flat"), config.get("storage", "float32")
-    needs = estimate(kind, len(corpus), encoder.dimension, storage)
-    seconds = 0.0
-    folder = index_folder(Path(config.get("cache_dir") or root) / "dense", corpus, encoder, storage)
-    if config.get("faiss_file") is None and not (folder / "manifest.json").exists() and len(corpus):
-        few = [corpus.contents(index) for index in range(0, len(corpus), max(1, len(corpus) // _ENCODED))][:_ENCODED]
-        encoder.encode_passages(few[:2])
-        started = time.perf_counter()
-        encoder.encode_passages(few)
-        seconds = (time.perf_counter() - started) / len(few) * len(corpus)
-    elif kind == "flat" or (folder / f"{kind}.json").exists():
-        needs = needs._replace(disk=0, building=0)
-    else:
-        needs = needs._replace(disk=needs.disk - estimate("flat", len(corpus), encoder.dimension, storage).disk)
-    if kind != "flat" and needs.building:
-        needs = needs._replace(disk=needs.disk + needs.memory)  # a checkpoint beside the index, until it is complete
-    return _Part(f"dense, {kind}, {storage}", needs, seconds)
-
-
-def _say_needs(arguments: argparse.Namespace, corpus: Corpus, parts: Sequence[_Part], root: Path) -> list[str]:
+def _say_needs(arguments: argparse.Namespace, corpus: Corpus, parts: Sequence[Part], roots: Sequence[Path]) -> list[str]:
     """Print them; what will not do, in sentences."""
-    free, available = _free_disk(root), _available_memory()
-    disk = sum(part.needs.disk for part in parts)
+    available = _available_memory()
     building = max((part.needs.building for part in parts), default=0)
     searching = sum(part.needs.memory for part in parts)
-    short = []
-    if disk > free:
-        short.append(f"The index needs about {_bytes(disk)} of disk in {root}, but {_bytes(free)} are free.")
+    short, frees = [], []
+    for together in _by_disk(roots):
+        disk, free = sum(part.needs.disk for part in parts if part.root in together), _free_disk(together[0])
+        frees.append(f"{_bytes(free)} of disk in {_listed(together)}")
+        if disk > free:
+            short.append(f"The index needs about {_bytes(disk)} of disk in {_listed(together)}, but {_bytes(free)} are free.")
     if available is not None and max(building, searching) > available:
         short.append(f"It needs about {_bytes(max(building, searching))} of memory, but {_bytes(available)} are available.")
     if arguments.json:
         if arguments.needs:
-            rows = [{"index": part.name, **part.needs._asdict(), "encoding_seconds": part.seconds} for part in parts]
-            _print_json({"passages": len(corpus), "needs": rows, "free_disk": free, "available_memory": available, "problems": short})
+            rows = [
+                {"index": part.name, "cache": str(part.root), **part.needs._asdict(), "encoding_seconds": part.seconds} for part in parts
+            ]
+            free_disk = {str(root): _free_disk(root) for root in roots}
+            _print_json({"passages": len(corpus), "needs": rows, "free_disk": free_disk, "available_memory": available, "problems": short})
         return short
     from rich.table import Table
 
@@ -306,7 +229,7 @@ def _say_needs(arguments: argparse.Namespace, corpus: Corpus, parts: Sequence[_P
     else:
         _say(f"Retriever {arguments.retriever!r} keeps no index whose needs are known.")
     memory = "unknown" if available is None else _bytes(available)
-    _say(f"{corpus!r}; estimates; free: {_bytes(free)} of disk in {root}, {memory} of memory")
+    _say(f"{corpus!r}; estimates; free: {', '.join(frees)}, {memory} of memory")
     if arguments.needs or arguments.force:
         for sentence in short:
             _say(sentence)
@@ -449,13 +372,16 @@ def _config(arguments: argparse.Namespace) -> dict[str, Any]:
             equals = ""
         if not equals or key == "name":
             raise UsageError(f"An option of the retriever is key=value, such as preset=search-r1; got {word!r}.")
+    from searchqa_agents.index_needs import check_config
     from searchqa_retrievers.build import searches_corpus
 
     if not searches_corpus(arguments.retriever):
         raise UsageError(
             f"Retriever {arguments.retriever!r} has no index of a corpus; choose one that searches a corpus, such as bm25 or dense."
         )
-    return {"name": arguments.retriever, **options}
+    config = {"name": arguments.retriever, **options}
+    check_config(config)
+    return config
 
 
 def _open(arguments: argparse.Namespace) -> Corpus:
@@ -486,7 +412,23 @@ def _folder(arguments: argparse.Namespace) -> Path:
 
 
 def _free_disk(folder: Path) -> int:
-    return shutil.disk_usage(next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())).free
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _by_disk(folders: Sequence[Path]) -> list[list[Path]]:
+    """Those of one file system, which share its room, together."""
+    groups: dict[int, list[Path]] = {}
+    for folder in folders:
+        groups.setdefault(_existing(folder).stat().st_dev, []).append(folder)
+    return list(groups.values())
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+
+
+def _listed(folders: Sequence[Path]) -> str:
+    return " and ".join(map(str, folders))
 
 
 def _available_memory() -> int | None:

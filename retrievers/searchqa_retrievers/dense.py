@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from searchqa_retrievers.checks import check_request
+from searchqa_retrievers.composition import whole_number
 from searchqa_retrievers.corpus import Corpus
 from searchqa_retrievers.dense_approximate import KINDS, ApproximateIndex, open_or_train
 from searchqa_retrievers.dense_index import STORAGE, DenseIndex, index_folder, open_or_build
@@ -80,21 +81,15 @@ class DenseRetriever:
         query_entries: int = 10_000,
         show_progress: bool = True,
     ) -> None:
-        if storage not in STORAGE:
-            raise RetrieverError(f"storage must be one of {', '.join(STORAGE)}, got {storage!r}")
-        if index != "flat" and index not in KINDS:
-            raise RetrieverError(f"index must be one of flat, {', '.join(KINDS)}, got {index!r}")
-        if rescore_factor < 1 or (nprobe is not None and nprobe < 1):
-            raise RetrieverError(f"rescore_factor and nprobe must be at least 1, got {rescore_factor} and {nprobe}")
-        if (faiss_file is None) != (faiss_rows is None):
-            raise RetrieverError(f"faiss_file and faiss_rows must be given together, got {faiss_file!r} and {faiss_rows!r}")
-        if faiss_file is not None and storage != "float32":
-            raise RetrieverError(f"storage must be 'float32' with faiss_file, which is used as it is, got {storage!r}")
-        if query_entries < 1:
-            raise RetrieverError(f"query_entries must be at least 1, got {query_entries}")
+        _check(index, storage, cache_dir, rescore_factor, nprobe, faiss_file, faiss_rows, query_entries)
         _require_faiss()
         from searchqa_retrievers.encoders import Encoder
 
+        if not isinstance(encoder, str | Encoder):
+            raise RetrieverError(
+                f"encoder of retriever 'dense' must be the name of a preset or an Encoder, got {encoder!r:.200}; "
+                "for another model pass Encoder(EncoderSettings(model=...))"
+            )
         self.corpus = corpus
         self.encoder = Encoder(encoder) if isinstance(encoder, str) else encoder
         self._arguments = (
@@ -113,7 +108,7 @@ class DenseRetriever:
         self._settings: dict[str, Any] = {"index": index, "storage": storage}
         if index != "flat":
             self._settings |= {"rescore_factor": rescore_factor, "nprobe": nprobe}
-        root = cache_root() if cache_dir is None else Path(cache_dir)
+        root = cache_root() if cache_dir is None else Path(cache_dir).expanduser()
         self._file = None
         places = None
         if faiss_file is None:
@@ -192,7 +187,7 @@ class DenseRetriever:
 
 def make(
     corpus: Callable[[], Corpus],
-    encoder: str | Mapping[str, Any] = "search-r1",
+    encoder: str | Mapping[str, str | int] = "search-r1",
     model: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -203,18 +198,20 @@ def make(
     nprobe: int | None = None,
     faiss_file: str | None = None,
     faiss_rows: str | None = None,
+    query_entries: int = 10_000,
     show_progress: bool = True,
 ) -> Retriever:
     """The retriever ``"dense"`` of a configuration; ``encoder`` may be a mapping with the fields of ``EncoderSettings``."""
-    from searchqa_retrievers.encoders import Encoder, EncoderSettings
+    from searchqa_retrievers.encoders import Encoder, encoder_settings
 
-    if not isinstance(encoder, str):
-        fields = list(inspect.signature(EncoderSettings).parameters)
-        if "model" not in encoder or set(encoder) - set(fields):
-            raise RetrieverError(f"encoder must be a preset or a mapping with 'model' and any of {', '.join(fields)}, got {encoder!r}")
+    # All that can be wrong without the corpus and the weights is said before they are read, which can take minutes.
+    _check(index, storage, cache_dir, rescore_factor, nprobe, faiss_file, faiss_rows, query_entries)
+    settings = encoder_settings(encoder)
+    _require_faiss()
+    passages = corpus()
     return DenseRetriever(
-        corpus(),
-        Encoder(encoder if isinstance(encoder, str) else EncoderSettings(**encoder), model, device, dtype),
+        passages,
+        Encoder(settings, model, device, dtype),
         index=index,
         storage=storage,
         cache_dir=cache_dir,
@@ -222,8 +219,36 @@ def make(
         nprobe=nprobe,
         faiss_file=faiss_file,
         faiss_rows=faiss_rows,
+        query_entries=query_entries,
         show_progress=show_progress,
     )
+
+
+def _check(
+    index: str,
+    storage: str,
+    cache_dir: str | Path | None,
+    rescore_factor: int,
+    nprobe: int | None,
+    faiss_file: str | Path | None,
+    faiss_rows: str | Path | None,
+    query_entries: int,
+) -> None:
+    if storage not in STORAGE:
+        raise RetrieverError(f"storage must be one of {', '.join(STORAGE)}, got {storage!r}")
+    if index != "flat" and index not in KINDS:
+        raise RetrieverError(f"index must be one of flat, {', '.join(KINDS)}, got {index!r}")
+    whole_number("rescore_factor of retriever 'dense'", rescore_factor)
+    whole_number("query_entries of retriever 'dense'", query_entries)
+    if nprobe is not None:
+        whole_number("nprobe of retriever 'dense'", nprobe)
+    for name, path in (("cache_dir", cache_dir), ("faiss_file", faiss_file), ("faiss_rows", faiss_rows)):
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise RetrieverError(f"{name} of retriever 'dense' must be a path, got {path!r:.200}")
+    if (faiss_file is None) != (faiss_rows is None):
+        raise RetrieverError(f"faiss_file and faiss_rows must be given together, got {faiss_file!r} and {faiss_rows!r}")
+    if faiss_file is not None and storage != "float32":
+        raise RetrieverError(f"storage must be 'float32' with faiss_file, which is used as it is, got {storage!r}")
 
 
 def _require_faiss() -> None:

