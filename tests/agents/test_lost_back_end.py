@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -313,6 +315,32 @@ def test_an_error_of_the_configuration_in_the_middle_tells_how_to_go_on(back_end
     kept = list_checkpoints(run)[-1]
     assert kept.step == 2
     assert f"The last good checkpoint is {kept.path}: `searchqa train resume={run}` goes on from it" in said
+
+
+@pytest.mark.slow
+def test_processes_that_train_together_stop_together_and_one_goes_on_alone(back_end, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "searchqa_agents.cli"]
+    with log.open("w") as output:
+        process = subprocess.Popen([*launch, *back_end.smoke(run, "algo.steps=60")], stdout=output, stderr=output)
+        try:
+            while not any(line["phase"] == "train" for line in read_metrics(run)):
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.05)
+            back_end.stop()
+            assert process.wait(60) == 1, log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+    said = log.read_text()
+    for rank in (0, 1):
+        assert f"searchqa, process {rank} of 2: The search back end is gone: 3 rollouts in a row" in said
+    kept = list_checkpoints(run)[-1]
+    assert f"`searchqa train resume={run}` goes on from it" in said
+    done = [line["step"] for line in read_metrics(run) if line["phase"] == "train"][-1]
+    assert kept.step == done - 3
+    back_end.start()
+    assert main(["train", f"resume={run}", f"algo.steps={kept.step + 1}"]) == 0
 
 
 # -- another search engine ---------------------------------------------------------------------------------------------------------------------
