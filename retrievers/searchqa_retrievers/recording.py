@@ -92,8 +92,12 @@ class _Lines:
 
     def read(self, file: BinaryIO, place: _Place) -> list[Hit]:
         """The answer that lies there."""
-        file.seek(place.start)
-        return hits_from_json(json.loads(file.read(place.length))["hits"])
+        if hasattr(os, "pread"):  # processes that were forked from one another share the position in a file
+            line = os.pread(file.fileno(), place.length, place.start)
+        else:
+            file.seek(place.start)
+            line = file.read(place.length)
+        return hits_from_json(json.loads(line)["hits"])
 
 
 def _identity(header: Mapping[str, Any]) -> str:
@@ -399,15 +403,11 @@ class Replay:
         self.follows_progress = bool(self._header["follows_progress"])
         self._progress: tuple[int, int] | None = None
         self._failures = {key: list(reversed(messages)) for key, messages in self._lines.failures.items()}
-        self._process = os.getpid()
         begin_in_forks(self)
 
     def begin_process(self) -> None:
-        """A lock is that of one process, and so is a place in a file."""
+        """A lock is that of one process."""
         self._lock = threading.Lock()
-        if self._process != os.getpid() and not self._opened.closed:
-            self._opened = self.file.open("rb")
-        self._process = os.getpid()
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         for request in requests:

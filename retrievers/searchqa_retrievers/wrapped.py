@@ -51,17 +51,18 @@ class Wrapped:
 
 def known_stamp(name: str, stamp: Mapping[str, Any]) -> dict[str, Any]:
     """``stamp`` of retriever ``name``. Raises :class:`RetrieverUnavailable` where a server in it could not be asked what it searches."""
-    if _not_reached(stamp):
+    if not_reached(stamp):
         raise RetrieverUnavailable(
             f"the server of retriever {name!r} could not be asked what it searches, so it is not known which stored answers are its own"
         )
     return dict(stamp)
 
 
-def _not_reached(stamp: Any) -> bool:
+def not_reached(stamp: Any) -> bool:
+    """Whether a server could not be asked, anywhere in a stamp: those of inner retrievers, and of servers behind servers."""
     if isinstance(stamp, Mapping):
-        return stamp.get("server") == SERVER_NOT_REACHED or any(map(_not_reached, stamp.values()))
-    return isinstance(stamp, list | tuple) and any(map(_not_reached, stamp))
+        return stamp.get("server") == SERVER_NOT_REACHED or any(map(not_reached, stamp.values()))
+    return isinstance(stamp, list | tuple) and any(map(not_reached, stamp))
 
 
 def check_answers(name: str, answers: int, requests: int) -> None:
