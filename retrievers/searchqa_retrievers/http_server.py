@@ -210,7 +210,7 @@ class SearchServer:
         headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {"WWW-Authenticate": "Bearer"} if status == 401 else {}
         if status == 200:
             headers |= self._identity
-        if status in (408, 413):
+        if status == 408:
             headers["Connection"] = "close"  # what is left of the body is not read
         response = Response(body, status, headers, "application/json")
         seconds = time.perf_counter() - started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import pickle
 import socket
@@ -40,11 +41,16 @@ import sys, zlib
 import numpy as np
 from searchqa_retrievers import Corpus
 from searchqa_retrievers.dense import DenseRetriever
+from searchqa_retrievers.encoders import Encoder
 
-class Drawn:
+class Drawn(Encoder):
     dimension = 16
     fingerprint = "drawn"
     dtype = "float32"
+    def __init__(self):
+        pass
+    def __reduce__(self):
+        return Drawn, ()
     def encode_queries(self, texts):
         seeds = [zlib.crc32(text.encode("utf-8", "surrogatepass")) for text in texts]
         drawn = np.array([np.random.default_rng(seed).normal(size=16) for seed in seeds], dtype=np.float32).reshape(-1, 16)
@@ -269,6 +275,20 @@ def test_copies():
     assert [(shard.url, shard.timeout) for shard in again._inner] == [("http://h:1/retrieve", 3.0), ("http://h:2/retrieve", 3.0)]
 
 
+def test_the_options_of_one_server_are_those_of_each_shard():
+    own = {"corpus", "url", "urls"}
+    ours, theirs = inspect.signature(make).parameters, inspect.signature(client_module.make).parameters
+    assert {name: p for name, p in ours.items() if name not in own} == {name: p for name, p in theirs.items() if name not in own}
+    options = {"timeout": 3.0, "deadline": 7.0, "retries": 1, "hedge_after": 0.5}
+    [shard] = make(list, urls=["http://h:1"], format="search-r1", **options)._inner
+    assert {name: getattr(shard, name) for name in options} == options
+    for urls in (5, "http://h:1", ["http://h:1", 5]):
+        with pytest.raises(RetrieverError, match="must be a list"):
+            make(list, urls=urls)
+    with pytest.raises(RetrieverError, match="in a list"):
+        Shards(5)
+
+
 def test_a_server_that_leaves_scores_out_is_lost_rather_than_merged_by_rank():
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -304,8 +324,11 @@ def test_a_server_that_leaves_scores_out_is_lost_rather_than_merged_by_rank():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({}, "needs the option urls"),
         ({"urls": []}, "at least one shard"),
         ({"urls": "http://h:1"}, "must be a list"),
+        ({"urls": 5}, "must be a list"),
+        ({"urls": ["http://h:1", 5]}, "must be a list"),
         ({"urls": ["http://h:1", "http://h:1/search"]}, "twice"),
         ({"urls": ["h:1"]}, "the address of a search server"),
         ({"urls": ["http://h:1"], "format": "zerosearch"}, "have no scores"),
