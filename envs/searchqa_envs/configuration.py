@@ -84,9 +84,14 @@ def default_budgets(dataset: str, tokenizer: Tokenizer, dialect: Dialect) -> tup
 
 
 def _check_served(controls: SearchControls, retriever: Retriever, world: bool) -> None:
-    """Raise ``ConfigurationError`` for a source or filter that the retriever cannot serve, as far as that can be known."""
-    from searchqa_retrievers.composition import serves_filter, source_names_of
+    """Raise ``ConfigurationError`` for a ``top_k``, source or filter that the retriever cannot serve, as far as that can be known."""
+    from searchqa_retrievers.composition import max_top_k, serves_filter, source_names_of
 
+    limit = max_top_k(retriever)
+    if controls.top_k is not None and limit is not None and controls.top_k > limit:
+        raise ConfigurationError(
+            f"search_controls.top_k must be at most {limit}, the most passages that the retriever gives for one query; got {controls.top_k}."
+        )
     if world and controls.keys:
         raise ConfigurationError(
             f"search_controls of the generated world can have top_k only, since its filter is the world itself; got {list(controls.keys)}."

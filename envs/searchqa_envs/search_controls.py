@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from searchqa_envs.errors import ConfigurationError
@@ -56,11 +57,14 @@ class SearchControls:
     filters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and (isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or not 1 <= self.top_k < 10**9):
-            raise ConfigurationError(f"search_controls.top_k must be an integer of at least 1, the greatest k; got {self.top_k!r}.")
+        top_k: object = self.top_k
+        if top_k is not None:
+            if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 1 <= int(top_k) < 10**9:
+                raise ConfigurationError(f"search_controls.top_k must be an integer of at least 1, the greatest k; got {top_k!r}.")
+            object.__setattr__(self, "top_k", int(top_k))  # NumPy's integers are no JSON
         for field in ("sources", "filters"):
             names = getattr(self, field)
-            if len(set(names)) != len(names) or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+            if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names) or len(set(names)) != len(names):
                 raise ConfigurationError(
                     f"search_controls.{field} must be different names of letters, digits, blanks, dots and hyphens; got {list(names)!r}."
                 )
@@ -80,7 +84,8 @@ class SearchControls:
             raise ConfigurationError(f"search_controls must be a mapping with top_k, sources or filters, or None; got {argument!r}.")
         names: dict[str, tuple[Any, ...]] = {}
         for field in ("sources", "filters"):
-            given = argument.get(field) or ()
+            given = argument.get(field)
+            given = () if given is None else given
             if isinstance(given, str) or not isinstance(given, Sequence):
                 raise ConfigurationError(f"search_controls.{field} must be a list of names; got {given!r}.")
             names[field] = tuple(given)

@@ -39,6 +39,19 @@ class Composition:
         served = [serves_filter(retriever, key) for retriever in self._inner]
         return False if False in served else None if None in served else True
 
+    @property
+    def max_top_k(self) -> int | None:
+        """The greatest ``top_k`` that all inner retrievers can serve; see the function of this name."""
+        limits = [limit for limit in map(max_top_k, self._inner) if limit is not None]
+        return min(limits, default=None)
+
+    def _within_reach(self, option: str, depth: int) -> int:
+        """``depth``, the passages that inner retrievers are asked for at least. Raises :class:`RetrieverError` where one cannot give as many."""
+        limit = self.max_top_k
+        if limit is not None and depth > limit:
+            raise RetrieverError(f"{option} of retriever {self.name!r} must be at most {limit}, what its retrievers can give, got {depth}")
+        return depth
+
     def set_progress(self, step: int, total: int) -> None:
         """Pass the progress of training on."""
         for retriever in self._inner:
@@ -97,6 +110,18 @@ def serves_filter(retriever: object, key: str) -> bool | None:
         return False
     inner = getattr(retriever, "retriever", None)
     return None if inner is None else serves_filter(inner, key)
+
+
+def max_top_k(retriever: object) -> int | None:
+    """The greatest ``top_k`` that a retriever can serve, by its attribute ``max_top_k``; None where it has no limit that is known.
+
+    A wrapper that does not say is looked through by its attribute ``retriever``.
+    """
+    limit: int | None = getattr(retriever, "max_top_k", None)
+    if limit is not None:
+        return limit
+    inner = getattr(retriever, "retriever", None)
+    return None if inner is None else max_top_k(inner)
 
 
 def source_names_of(retriever: object) -> tuple[str, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +37,7 @@ class Filtered(Composition):
     def __init__(self, retriever: Retriever, max_candidates: int = 4096) -> None:
         super().__init__([retriever])
         self.retriever = retriever
-        self.max_candidates = whole_number("max_candidates of retriever 'filtered'", max_candidates)
+        self.max_candidates = self._within_reach("max_candidates", whole_number("max_candidates of retriever 'filtered'", max_candidates))
 
     def serves_filter(self, key: str) -> bool | None:
         """``title``, and what the inner retriever serves."""
@@ -92,6 +92,6 @@ def words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-def make(corpus: Callable[[], Corpus], retriever: Any = None, max_candidates: int = 4096) -> Retriever:
+def make(corpus: Callable[[], Corpus], retriever: str | Mapping[str, Any] | Retriever, max_candidates: int = 4096) -> Retriever:
     """The retriever ``"filtered"`` of a configuration; ``retriever`` is the configuration of the inner one."""
     return Filtered(build_inner(retriever, corpus, Filtered.name), max_candidates)

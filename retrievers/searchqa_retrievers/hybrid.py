@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,11 +43,11 @@ class Hybrid(Composition):
     name = "hybrid"
 
     def __init__(self, retrievers: Sequence[Retriever], depth: int = 100, k: float = 60.0, weights: Sequence[float] | None = None) -> None:
-        if not retrievers:
-            raise RetrieverError("retriever 'hybrid' needs at least one retriever, got none")
+        if not isinstance(retrievers, Sequence) or not retrievers:
+            raise RetrieverError(f"retriever 'hybrid' needs a list of at least one retriever, got {retrievers!r:.200}")
         super().__init__(retrievers)
         self.retrievers = self._inner
-        self.depth = whole_number("depth of retriever 'hybrid'", depth)
+        self.depth = self._within_reach("depth", whole_number("depth of retriever 'hybrid'", depth))
         self.k = _positive("k", k)
         given = [1.0] * len(retrievers) if weights is None else weights
         if not isinstance(given, Sequence) or len(given) != len(retrievers):
@@ -102,7 +102,7 @@ class Hybrid(Composition):
 
 def make(
     corpus: Callable[[], Corpus],
-    retrievers: Sequence[Any] = (),
+    retrievers: Sequence[str | Mapping[str, Any] | Retriever],
     depth: int = 100,
     k: float = 60.0,
     weights: Sequence[float] | None = None,

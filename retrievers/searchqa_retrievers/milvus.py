@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INDEXES = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "IVF_PQ", "DISKANN", "AUTOINDEX")
+EMBEDDED_INDEXES = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "AUTOINDEX")
+"""Those that milvus-lite has; for the others it would read all vectors and not say so."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _FORMAT = 1
@@ -39,7 +40,10 @@ _MOST_RESULTS = 16_384  # Milvus gives no more for one query
 _BYTES_A_CALL = 16 << 20  # replies above 64 MB are refused by its client
 _MARGIN = 16
 _TIE = 1e-5
-_NOT_LOADED = 101
+_WHOLE = frozenset({"M", "efConstruction", "nlist", "m", "nbits", "ef", "nprobe", "search_list"})
+_AT_LEAST_LIMIT = ("ef", "search_list")  # servers refuse a search for more results than these
+_NOT_FOUND, _NOT_LOADED = 100, 101
+_LOST_CODES = frozenset({2, 4, 8})  # not available, too many requests, rate limit
 _OPENING = threading.Lock()
 
 
@@ -56,7 +60,7 @@ class MilvusRetriever:
 
     The server gives positions and vectors, and the texts are those of ``corpus``. A score is the cosine, computed here in float64 and
     rounded to float32, so that neither the server's arithmetic nor the batch changes it; hits are ordered by score descending, then by
-    passage id. With ``"FLAT"`` they are exactly the best. More than 16,384 passages for one query are more than Milvus gives.
+    passage id. With ``"FLAT"`` they are exactly the best. More than 16,384 passages (``max_top_k``) are more than Milvus gives for a query.
 
     The object can be shared by threads, and pickled: it comes back by connecting again.
 
@@ -70,10 +74,11 @@ class MilvusRetriever:
         is read from ``$MILVUS_TOKEN``.
     collection : str
     index : str
-        One of :data:`INDEXES`, as Milvus calls them. The embedded engine and some hosted ones do not have all.
+        One of :data:`INDEXES`, as Milvus calls them. The embedded engine has :data:`EMBEDDED_INDEXES`; some hosted ones do not have all.
     index_params, search_params : mapping or None
         What Milvus takes for that index: ``{"M": 16, "efConstruction": 200}`` and ``{"ef": 64}`` for HNSW, ``{"nlist": 1024}`` and
-        ``{"nprobe": 32}`` for IVF.
+        ``{"nprobe": 32}`` for IVF. ``ef`` and ``search_list`` are raised to the number of candidates of a search, below which servers
+        refuse it.
     rescore_factor : int
         ``rescore_factor * top_k`` candidates of an approximate index are scored exactly; at least 1, without effect on ``"FLAT"``.
     timeout : float
@@ -84,14 +89,16 @@ class MilvusRetriever:
     Raises
     ------
     MilvusCollectionError
-        The collection is there with other contents.
+        The collection is there with other contents, or is dropped or changed while it is in use.
     RetrieverUnavailable
-        The server cannot be reached, or the connection is lost, at any time.
+        The server cannot be reached, does not answer in time, or the connection is lost, at any time.
     RetrieverError
-        A setting is out of its range, pymilvus is missing, or the corpus is empty; in searching: ``top_k`` above 16,384.
+        A setting is out of its range, pymilvus or milvus-lite is missing, the corpus is empty, or Milvus refuses a call, such as one with
+        parameters that it does not take (a search is tried at the beginning) or a wrong token; in searching: ``top_k`` above 16,384.
     """
 
     name = "milvus"
+    max_top_k = _MOST_RESULTS
 
     def __init__(
         self,
@@ -106,9 +113,17 @@ class MilvusRetriever:
         timeout: float = 30.0,
         show_progress: bool = True,
     ) -> None:
+        if not isinstance(uri, str) or not uri:
+            raise RetrieverError(f"retriever 'milvus' needs uri, './index.db' for the embedded engine or 'http://host:19530', got {uri!r}")
+        if not all(callable(getattr(encoder, method, None)) for method in ("encode_queries", "encode_passages")):
+            raise RetrieverError(f"encoder of a MilvusRetriever must be an Encoder, got {encoder!r:.200}")
         if index not in INDEXES:
             raise RetrieverError(f"index of retriever 'milvus' must be one of {', '.join(INDEXES)}, got {index!r}")
-        if not _NAME.fullmatch(collection):
+        if _embedded(uri) and index not in EMBEDDED_INDEXES:
+            raise RetrieverError(
+                f"the embedded engine of Milvus has no index {index!r}; choose one of {', '.join(EMBEDDED_INDEXES)}, or the uri of a server"
+            )
+        if not isinstance(collection, str) or not _NAME.fullmatch(collection):
             raise RetrieverError(
                 f"collection of retriever 'milvus' must be a name of at most 255 letters, digits and underscores, with no digit first, got {collection!r}"
             )
@@ -121,20 +136,10 @@ class MilvusRetriever:
         self.collection = collection
         self.rescore_factor = whole_number("rescore_factor of retriever 'milvus'", rescore_factor)
         self.timeout = float(timeout)
-        self._arguments = (
-            corpus,
-            encoder,
-            uri,
-            collection,
-            index,
-            index_params,
-            search_params,
-            rescore_factor,
-            timeout,
-            show_progress,
-        )
-        self._index = {"index": index, "index_params": dict(index_params or {})}
-        self._search_params = dict(search_params or {})
+        self._arguments = (corpus, encoder, uri, collection, index, index_params, search_params, rescore_factor, timeout, show_progress)
+        self._embedded = _embedded(uri)
+        self._index: dict[str, Any] = {"index": index, "index_params": _parameters("index_params", index_params)}
+        self._search_params = _parameters("search_params", search_params)
         self._client = _connect(uri, self.timeout)
         self._open(show_progress)
 
@@ -207,6 +212,7 @@ class MilvusRetriever:
     def _candidates(self, vectors: npt.NDArray[np.float32], limit: int, deadline: float) -> list[list[tuple[int, float]]]:
         """(position, score) of what the server gives for each query vector, in our order."""
         size = max(1, _BYTES_A_CALL // (limit * self.encoder.dimension * 4))
+        raised = {key: max(self._search_params[key], limit) for key in _AT_LEAST_LIMIT if key in self._search_params}
         answers = []
         for start in range(0, len(vectors), size):
             batch = vectors[start : start + size]
@@ -216,12 +222,12 @@ class MilvusRetriever:
                 anns_field="vector",
                 limit=limit,
                 output_fields=["vector"],
-                search_params={"metric_type": "IP", "params": self._search_params},
+                search_params={"metric_type": "IP", "params": self._search_params | raised},
                 consistency_level="Strong",
                 timeout=_left(deadline),
             )
             if len(found) != len(batch):
-                raise RetrieverUnavailable(f"Milvus gave {len(found)} answers to {len(batch)} queries")
+                raise RetrieverError(f"Milvus gave {len(found)} answers to {len(batch)} queries; it must give one each")
             answers += [self._scored(vector, hits) for vector, hits in zip(batch, found, strict=True)]
         return answers
 
@@ -231,7 +237,7 @@ class MilvusRetriever:
         positions = [int(hit["position"]) for hit in hits]
         stored = np.array([hit["entity"]["vector"] for hit in hits], dtype=np.float32)  # [H, D]
         if stored.shape != (len(positions), len(query)) or not all(0 <= position < len(self.corpus) for position in positions):
-            raise RetrieverUnavailable(f"collection {self.collection!r} was changed while it was searched")
+            raise MilvusCollectionError(f"the collection {self.collection!r} was changed while it was in use; drop it to fill it anew")
         # Not a matrix product, whose last bits depend on how many rows there are.
         scores = (stored.astype(np.float64) * query.astype(np.float64)).sum(axis=1).astype(np.float32)
         return sorted(zip(positions, map(float, scores), strict=True), key=lambda hit: (-hit[1], hit[0]))
@@ -250,12 +256,14 @@ class MilvusRetriever:
 
     def _open(self, show_progress: bool) -> None:
         """Make the collection where there is none, and fill in the rows that are not there yet."""
-        if not self._call("has_collection"):
-            try:
-                self._create()
-            except RetrieverUnavailable:
-                if not self._call("has_collection"):  # else another process made it meanwhile
-                    raise
+        # A server makes a collection at once; the embedded engine can be caught halfway by another thread.
+        with _OPENING if self._embedded else nullcontext():
+            if not self._call("has_collection"):
+                try:
+                    self._create()
+                except RetrieverError:
+                    if not self._call("has_collection"):  # else another process made it meanwhile
+                        raise
         description = self._call("describe_collection")
         wanted = self._record()
         there = _parsed((description.get("properties") or {}).get(_RECORD) or description.get("description"))
@@ -277,6 +285,8 @@ class MilvusRetriever:
             raise MilvusCollectionError(
                 f"the collection {self.collection!r} has {rows} rows, not one for each of the {len(self.corpus)} passages; drop it to fill it anew"
             )
+        probe = np.eye(1, self.encoder.dimension, dtype=np.float32)  # shows search parameters that are refused
+        self._candidates(probe, min(_MARGIN, len(self.corpus)), time.monotonic() + self.timeout)
 
     def _create(self) -> None:
         from pymilvus import DataType, MilvusClient
@@ -286,7 +296,10 @@ class MilvusRetriever:
         schema.add_field("position", DataType.INT64, is_primary=True)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.encoder.dimension)
         index = MilvusClient.prepare_index_params()
-        index.add_index("vector", index_type=self._index["index"], metric_type="IP", params=self._index["index_params"])
+        params = self._index["index_params"]
+        # The client sends each parameter by itself, but milvus-lite looks for all in one called params, and else takes its defaults.
+        sent = {**params, "params": params} if self._embedded and params else params
+        index.add_index("vector", index_type=self._index["index"], metric_type="IP", params=sent)
         self._call("create_collection", schema=schema, index_params=index, consistency_level="Strong", properties={_RECORD: record})
 
     def _fill(self, show_progress: bool) -> None:
@@ -311,7 +324,7 @@ class MilvusRetriever:
         """One call of the client about the collection, with the timeout."""
         from pymilvus.exceptions import MilvusException
 
-        with _lost(f"collection {self.collection!r}"):
+        with _translated(f"collection {self.collection!r}"):
             arguments = {"timeout": self.timeout, **arguments}
             try:
                 return getattr(self._client, method)(self.collection, **arguments)
@@ -325,7 +338,7 @@ class MilvusRetriever:
 
 def make(
     corpus: Callable[[], Corpus],
-    uri: str | None = None,
+    uri: str,
     collection: str = "searchqa",
     encoder: str | Mapping[str, Any] = "search-r1",
     model: str | None = None,
@@ -339,48 +352,88 @@ def make(
     show_progress: bool = True,
 ) -> Retriever:
     """The retriever ``"milvus"`` of a configuration; ``encoder`` may be a mapping with the fields of ``EncoderSettings``."""
-    from searchqa_retrievers.encoders import Encoder, EncoderSettings
+    from searchqa_retrievers.encoders import Encoder, encoder_settings
 
-    if not isinstance(uri, str) or not uri:
-        raise RetrieverError(f"retriever 'milvus' needs uri, './index.db' for the embedded engine or 'http://host:19530', got {uri!r}")
-    if not isinstance(encoder, str):
-        fields = list(inspect.signature(EncoderSettings).parameters)
-        if "model" not in encoder or set(encoder) - set(fields):
-            raise RetrieverError(f"encoder must be a preset or a mapping with 'model' and any of {', '.join(fields)}, got {encoder!r}")
+    made = Encoder(encoder_settings(encoder), model, device, dtype)
     return MilvusRetriever(
-        corpus(),
-        Encoder(encoder if isinstance(encoder, str) else EncoderSettings(**encoder), model, device, dtype),
-        uri,
-        collection,
-        index,
-        index_params,
-        search_params,
-        rescore_factor,
-        timeout,
-        show_progress,
-    )
+        corpus(), made, uri, collection, index, index_params, search_params, rescore_factor, timeout, show_progress
+    )  # fmt: skip
+
+
+def _embedded(uri: str) -> bool:
+    return "://" not in uri and not uri.startswith("unix:")
+
+
+def _parameters(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy of ``index_params`` or ``search_params``, checked as far as can be without the server."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise RetrieverError(f"{name} of retriever 'milvus' must be a mapping from names of parameters to their values, got {given!r:.200}")
+    for key in sorted(_WHOLE & set(given)):
+        whole_number(f"{key} in {name} of retriever 'milvus'", given[key])
+    return dict(given)
 
 
 def _connect(uri: str, timeout: float) -> Any:
     try:
         from pymilvus import MilvusClient
+
+        if _embedded(uri):
+            import milvus_lite  # type: ignore[import-untyped] # noqa: F401 - the client starts it
     except ImportError as error:
-        raise RetrieverError("retriever 'milvus' needs pymilvus: pip install 'searchqa-gym[milvus]'") from error
+        missing = "milvus-lite" if (error.name or "").startswith("milvus_lite") else "pymilvus"
+        raise RetrieverError(f"retriever 'milvus' needs {missing} for {uri!r}: pip install 'searchqa-gym[milvus]'") from error
     # Threads that open one folder of the embedded engine at once would lock each other out.
-    with _OPENING if "://" not in uri else nullcontext(), _lost("the connection"):
+    with _OPENING if _embedded(uri) else nullcontext(), _translated("the connection"):
         return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=timeout)
 
 
 @contextmanager
-def _lost(what: str) -> Iterator[None]:
-    """Whatever the client raises is a back end that cannot be used, with the exception as its cause."""
+def _translated(what: str) -> Iterator[None]:
+    """What the client raises, as an error of ours with that as its cause."""
     import grpc  # type: ignore[import-untyped] # it comes with pymilvus, without types
     from pymilvus.exceptions import MilvusException
 
     try:
         yield
-    except (MilvusException, grpc.RpcError, OSError, ValueError) as error:
-        raise RetrieverUnavailable(f"Milvus, {what}: {type(error).__name__}: {error}") from error
+    except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, OSError, ValueError) as error:
+        message = f"Milvus, {what}: {type(error).__name__}: {error}"
+        if _is_lost(error):
+            raise RetrieverUnavailable(message) from error
+        if getattr(error, "code", None) == _NOT_FOUND:
+            raise MilvusCollectionError(f"{message}; it was dropped while it was in use") from error
+        raise RetrieverError(f"{message}; Milvus refuses this, and asking again would not help: check the settings") from error
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether an exception of the client tells of a failed connection or of no answer in time, and not of a refusal."""
+    import grpc
+    from pymilvus import exceptions
+
+    status = grpc.StatusCode
+    lost = (status.UNAVAILABLE, status.DEADLINE_EXCEEDED, status.CANCELLED, status.ABORTED)
+    causes = _causes(error)
+    # The status of the call decides where there is one: the client reports a refused token, too, as a failed connection.
+    statuses = [cause.code() for cause in causes if isinstance(cause, grpc.Call)]
+    if statuses:
+        return statuses[0] in lost
+    broken = (exceptions.ConnectError, exceptions.ConnectionNotExistException, exceptions.MilvusUnavailableException)
+    return any(
+        isinstance(cause, (ConnectionError, TimeoutError, grpc.FutureTimeoutError, *broken))
+        or (isinstance(cause, ValueError) and "closed channel" in str(cause))
+        or (isinstance(cause, exceptions.MilvusException) and (cause.code in lost or cause.code in _LOST_CODES))
+        or getattr(cause, "retriable", False) is True
+        for cause in causes
+    )
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An exception and what it came from, the nearest first; the client makes circles of them by raising an exception from itself."""
+    causes = [error]
+    for cause in causes:
+        causes += [inner for inner in (cause.__cause__, cause.__context__) if inner is not None and all(inner is not c for c in causes)]
+    return causes
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,11 +49,13 @@ class CrossEncoder:
     Raises
     ------
     RetrieverError
-        A setting is out of its range, PyTorch or transformers is missing, or the model cannot be loaded, is not complete, or has not
+        A setting is out of its range, PyTorch or transformers is missing, the device is not there, or the model cannot be loaded, is not complete, or has not
         exactly one output; in scoring: a score is not finite.
     """
 
     def __init__(self, model: str = DEFAULT_MODEL, device: str | None = None, dtype: str | None = None, max_tokens: int = 512) -> None:
+        if not isinstance(model, str | os.PathLike):
+            raise RetrieverError(f"model of a cross-encoder must be a folder or a name on the Hub, got {model!r:.200}")
         if dtype is not None and dtype not in DTYPES:
             raise RetrieverError(f"dtype of a cross-encoder must be one of {', '.join(DTYPES)}, got {dtype!r}")
         if whole_number("max_tokens of a cross-encoder", max_tokens) < 16:
@@ -63,7 +66,7 @@ class CrossEncoder:
             raise RetrieverError("a cross-encoder needs PyTorch and transformers: pip install 'searchqa-gym[agents]'") from error
         self._arguments = (model, device, dtype, max_tokens)
         self.model = str(model)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else _checked_device(device)
         self.dtype = dtype or ("bfloat16" if self.device.startswith("cuda") else "float32")
         self.max_tokens = max_tokens
         self._lock = threading.Lock()
@@ -159,7 +162,7 @@ class Rerank(Composition):
         super().__init__([retriever])
         self.retriever = retriever
         self.encoder = encoder
-        self.candidates = whole_number("candidates of retriever 'rerank'", candidates)
+        self.candidates = self._within_reach("candidates", whole_number("candidates of retriever 'rerank'", candidates))
         self.memo_entries = whole_number("memo_entries of retriever 'rerank'", memo_entries)
         self._lock = threading.Lock()
         self._memo: OrderedDict[tuple[str, Passage], float] = OrderedDict()
@@ -207,7 +210,7 @@ class Rerank(Composition):
 
 def make(
     corpus: Callable[[], Corpus],
-    retriever: Any = None,
+    retriever: str | Mapping[str, Any] | Retriever,
     model: str = DEFAULT_MODEL,
     candidates: int = 10,
     device: str | None = None,
@@ -216,12 +219,27 @@ def make(
     memo_entries: int = 100_000,
 ) -> Retriever:
     """The retriever ``"rerank"`` of a configuration; ``retriever`` is the configuration of the inner one."""
+    whole_number("candidates of retriever 'rerank'", candidates)  # before anything is loaded
+    whole_number("memo_entries of retriever 'rerank'", memo_entries)
     inner = build_inner(retriever, corpus, Rerank.name)
     return Rerank(inner, CrossEncoder(model, device, dtype, max_tokens), candidates, memo_entries)
 
 
 def _contents(passage: Passage) -> str:
     return f'"{passage.title}"\n{passage.text}'
+
+
+def _checked_device(device: object) -> str:
+    """``device``, where a tensor can be put."""
+    import torch
+
+    if not isinstance(device, str):
+        raise RetrieverError(f"device of a cross-encoder must be a name such as 'cpu' or 'cuda:1', got {device!r:.200}")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RetrieverError(f"device of a cross-encoder must be one that PyTorch has here, got {device!r}: {error}") from error
+    return device
 
 
 def _load(model: str, max_tokens: int) -> tuple[Any, Any]:

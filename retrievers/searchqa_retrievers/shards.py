@@ -38,8 +38,8 @@ class Shards(Composition):
     name = "shards"
 
     def __init__(self, shards: Sequence[Retriever]) -> None:
-        if not shards:
-            raise RetrieverError("there must be at least one shard")
+        if not isinstance(shards, Sequence) or not shards:
+            raise RetrieverError(f"there must be at least one shard, in a list, got {shards!r:.200}")
         super().__init__(shards)
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
@@ -90,7 +90,7 @@ def make(
     """The retriever ``"shards"`` of a configuration: a server for each shard; the other options are those of ``"http"``."""
     from searchqa_retrievers.http_client import Http
 
-    if isinstance(urls, str) or not all(isinstance(url, str) for url in urls):
+    if isinstance(urls, str) or not isinstance(urls, Sequence) or not all(isinstance(url, str) for url in urls):
         raise RetrieverError(f"urls must be a list of the shards' addresses, such as ['http://10.0.0.1:8000', ...]; got {urls!r}")
     token = os.environ.get("SEARCHQA_RETRIEVER_TOKEN") or None
     options: dict[str, Any] = {"timeout": timeout, "deadline": deadline, "retries": retries, "hedge_after": hedge_after, "token": token}

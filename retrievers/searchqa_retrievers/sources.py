@@ -31,11 +31,11 @@ class Sources(Composition):
     name = "sources"
 
     def __init__(self, sources: Mapping[str, Retriever], default: str | None = None) -> None:
-        if not sources or not all(isinstance(name, str) and name for name in sources):
+        if not isinstance(sources, Mapping) or not sources or not all(isinstance(name, str) and name for name in sources):
             raise RetrieverError(f"sources of retriever 'sources' must be a mapping from names to retrievers, got {sources!r:.200}")
         super().__init__(list(sources.values()))
         self.sources: Mapping[str, Retriever] = dict(sources)
-        if default is not None and default not in self.sources:
+        if default is not None and (not isinstance(default, str) or default not in self.sources):
             raise RetrieverError(f"default of retriever 'sources' must be one of {', '.join(self.sources)}, got {default!r}")
         self.default = default
 
@@ -78,7 +78,7 @@ class Sources(Composition):
         return source, replace(request, filters=filters or None)
 
 
-def make(corpus: Callable[[], Corpus], sources: Mapping[str, Any] | None = None, default: str | None = None) -> Retriever:
+def make(corpus: Callable[[], Corpus], sources: Mapping[str, str | Mapping[str, Any] | Retriever], default: str | None = None) -> Retriever:
     """The retriever ``"sources"`` of a configuration.
 
     ``sources`` maps names to configurations. One with the key ``corpus``, a path as ``stored_corpus.open_corpus`` takes it, has passages

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,8 +25,8 @@ from searchqa_envs.episode_types import Action, ControlledSearch, restored_actio
 from searchqa_envs.errors import ConfigurationError, EpisodeStateError
 from searchqa_envs.search_controls import Controls, SearchControls
 from searchqa_envs.testing import SearchEnvContract
-from searchqa_retrievers import Hit, Passage, SearchRequest
-from searchqa_retrievers.filtered import words
+from searchqa_retrievers import Cached, Hit, Passage, SearchRequest
+from searchqa_retrievers.filtered import Filtered, words
 
 ALL = {"top_k": 10, "sources": ["wiki", "news"], "filters": ["title"]}
 SOURCES = {
@@ -365,6 +366,9 @@ def test_rewards_and_metrics_are_those_of_the_plain_search(small_data: Path) -> 
         ({"top_k": True}, "top_k.*True"),
         ({"top_k": "5"}, "top_k.*'5'"),
         ({"sources": "wiki"}, "sources must be a list"),
+        ({"sources": 0}, "sources must be a list"),
+        ({"sources": [[]]}, "different names"),
+        ({"filters": [{}]}, "different names"),
         ({"sources": ["wiki", "wiki"]}, "different names"),
         ({"sources": ["a;b"]}, "a;b"),
         ({"sources": ["<answer>"]}, "<answer>"),
@@ -395,6 +399,22 @@ def test_what_the_retriever_cannot_serve_is_an_error_at_the_beginning(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make(small_data, retriever=retriever, search_controls=controls)
+
+
+def test_more_than_the_retriever_gives_is_an_error_at_the_beginning(small_data: Path) -> None:
+    class Short(Recorder):
+        max_top_k = 7
+
+    for retriever in (Short(), Cached(Short()), Filtered(Short(), max_candidates=7)):
+        with pytest.raises(ConfigurationError, match=r"top_k must be at most 7, .*; got 8"):
+            make(small_data, retriever=retriever, search_controls={"top_k": 8})
+        assert make(small_data, retriever=retriever, search_controls={"top_k": 7}).dialect.controls.top_k == 7
+
+
+def test_an_integer_of_numpy_is_an_integer() -> None:
+    controls = SearchControls.from_argument({"top_k": np.int64(5)})
+    assert controls == SearchControls(5)
+    assert json.dumps(controls.stamp()) == json.dumps(SearchControls(5).stamp())  # type: ignore[union-attr]
 
 
 def test_a_retriever_that_does_not_say_what_it_serves_is_believed(small_data: Path) -> None:

@@ -159,7 +159,13 @@ def test_a_configuration_gives_the_same_retriever():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({}, "made of"), ({"retriever": "bm25", "max_candidates": 0}, "max_candidates"), ({"retriever": 3}, "got int")]
+    ("options", "message"),
+    [
+        ({}, "needs the option retriever"),
+        ({"retriever": "bm25", "max_candidates": 0}, "max_candidates"),
+        ({"retriever": "bm25", "max_candidates": "9"}, "max_candidates"),
+        ({"retriever": 3}, "retriever.*got 3"),
+    ],
 )
 def test_settings_out_of_range_are_errors(options, message):
     with pytest.raises(RetrieverError, match=message):

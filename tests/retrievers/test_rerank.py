@@ -217,6 +217,12 @@ def test_the_fingerprint_tells_weights_and_settings_apart_but_not_places(folder,
     assert CrossEncoder(folder, "cpu", max_tokens=32).fingerprint != encoder.fingerprint
 
 
+@pytest.mark.parametrize("options", [{"device": "zz"}, {"device": 5}, {"device": ""}, {"model": 5}, {"dtype": 5}, {"max_tokens": "64"}])
+def test_the_class_itself_refuses_other_types(options, folder):
+    with pytest.raises(RetrieverError, match=next(iter(options))):
+        CrossEncoder(**{"model": folder, "max_tokens": 64, **options})
+
+
 def test_models_that_are_no_cross_encoders_are_refused(tmp_path, minilm_folder):
     with pytest.raises(RetrieverError, match=r"one output, but .* has 2"):
         CrossEncoder(save_model(tmp_path / "two", outputs=2), "cpu", max_tokens=64)
@@ -241,7 +247,10 @@ def test_weights_that_give_no_number_are_an_error(tmp_path):
         ({"retriever": "bm25", "max_tokens": 8}, "max_tokens.*8"),
         ({"retriever": "bm25", "max_tokens": 512}, "128 positions"),
         ({"retriever": "bm25", "dtype": "int8"}, "dtype.*int8"),
-        ({}, "made of"),
+        ({"retriever": "bm25", "device": "zz"}, "device.*'zz'"),
+        ({"retriever": "bm25", "device": 5}, "device.*5"),
+        ({"retriever": "bm25", "model": "nowhere", "candidates": 0}, "candidates.*0"),  # before the model is loaded
+        ({}, "needs the option retriever"),
     ],
 )
 def test_settings_out_of_range_are_errors(options, message, folder):

@@ -93,10 +93,18 @@ def test_a_configuration_with_a_corpus_of_its_own(tmp_path):
     assert config["sources"]["news"] == {"name": "bm25", "corpus": str(path)}  # the caller's configuration is as it was
 
 
+@pytest.mark.parametrize(("sources", "default"), [(5, None), (["wiki"], None), ({"wiki": BM25Retriever(WIKI)}, ["wiki"])])
+def test_the_class_itself_refuses_other_types(sources, default):
+    with pytest.raises(RetrieverError, match="of retriever 'sources' must be"):
+        Sources(sources, default)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "sources.*None"),
+        ({}, "needs the option sources"),
+        ({"sources": {}}, "sources"),
+        ({"sources": {"wiki": "bm25"}, "default": ["wiki"]}, "default"),
         ({"sources": ["bm25"]}, "sources.*bm25"),
         ({"sources": {"wiki": "bm25"}, "default": "news"}, "default.*wiki, got 'news'"),
         ({"sources": {"wiki": {"name": "bm25", "corpus": 3}}}, "corpus of the source 'wiki'.*3"),
