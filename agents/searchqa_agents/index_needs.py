@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,16 @@ class Part:
     """of disk and of memory to build it, 0 where the index is complete"""
     seconds: float | None = None
     """of encoding, as measured on a few passages; 0 where the vectors are there, None where nothing is encoded"""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What several parts of a configuration may share, and takes its time."""
+
+    corpora: dict[str, Corpus] = field(default_factory=dict)
+    encoders: dict[str, Encoder] = field(default_factory=dict)
+    seconds: dict[tuple[Path, str], float] = field(default_factory=dict)
+    """of encoding, by root and key of the vectors"""
 
 
 class _CorpusAskedFor(Exception):
@@ -71,23 +81,23 @@ def parts(config: Mapping[str, Any], corpus: Corpus, root: Path) -> list[Part]:
     root
         The cache, for what has no ``cache_dir``.
     """
-    return list({(part.root, part.key): part for part in _parts(config, corpus, root, {})}.values())
+    return list({(part.root, part.key): part for part in _parts(config, corpus, root, _Opened())}.values())
 
 
-def _parts(config: Mapping[str, Any], corpus: Corpus, root: Path, opened: dict[str, Corpus]) -> Iterator[Part]:
+def _parts(config: Mapping[str, Any], corpus: Corpus, root: Path, opened: _Opened) -> Iterator[Part]:
     from searchqa_retrievers.stored_corpus import open_corpus
 
     place = root if config.get("cache_dir") is None else Path(config["cache_dir"]).expanduser()
     if config["name"] == "bm25":
         yield _bm25_part(config, corpus, place)
     elif config["name"] == "dense":
-        yield from _dense_parts(config, corpus, place)
+        yield from _dense_parts(config, corpus, place, opened)
     for inner in _inner(config):
         passages, path = corpus, inner.get("corpus")
         if isinstance(path, str):
-            if path not in opened:
-                opened[path] = open_corpus(path)
-            passages = opened[path]
+            if path not in opened.corpora:
+                opened.corpora[path] = open_corpus(path)
+            passages = opened.corpora[path]
         yield from _parts(inner, passages, root, opened)
 
 
@@ -127,13 +137,16 @@ def _bm25_part(config: Mapping[str, Any], corpus: Corpus, root: Path) -> Part:
     return Part(name, root, key, needs)
 
 
-def _dense_parts(config: Mapping[str, Any], corpus: Corpus, root: Path) -> Iterator[Part]:
+def _dense_parts(config: Mapping[str, Any], corpus: Corpus, root: Path, opened: _Opened) -> Iterator[Part]:
     """The vectors, and the index over them where there is one."""
     from searchqa_retrievers import Encoder
     from searchqa_retrievers.dense_approximate import estimate
     from searchqa_retrievers.dense_index import index_folder
 
-    encoder = Encoder(config.get("encoder", "search-r1"), config.get("model"), config.get("device"), config.get("dtype"))
+    described = (config.get("encoder", "search-r1"), config.get("model"), config.get("device"), config.get("dtype"))
+    if repr(described) not in opened.encoders:
+        opened.encoders[repr(described)] = Encoder(*described)
+    encoder = opened.encoders[repr(described)]
     kind, storage, file = config.get("index", "flat"), config.get("storage", "float32"), config.get("faiss_file")
     folder = index_folder(root / "dense", corpus, encoder, storage)
     vectors = estimate("flat", len(corpus), encoder.dimension, storage)
@@ -141,8 +154,9 @@ def _dense_parts(config: Mapping[str, Any], corpus: Corpus, root: Path) -> Itera
         key, complete = f"{file} {corpus.sha256}", True
     else:
         key, complete = f"dense/{folder.name}", (folder / "manifest.json").is_file()
-    seconds = 0.0 if complete else _encoding_seconds(encoder, corpus)
-    yield Part(f"vectors, {storage}", root, key, vectors._replace(disk=0, building=0) if complete else vectors, seconds)
+    if (root, key) not in opened.seconds:
+        opened.seconds[root, key] = 0.0 if complete else _encoding_seconds(encoder, corpus)
+    yield Part(f"vectors, {storage}", root, key, vectors._replace(disk=0, building=0) if complete else vectors, opened.seconds[root, key])
     if kind == "flat":
         return
     needs = estimate(kind, len(corpus), encoder.dimension, storage)
