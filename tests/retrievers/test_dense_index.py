@@ -80,7 +80,7 @@ def reference(corpus):
     scan_rows=st.sampled_from([7, 64, 1 << 16]),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_search_is_a_sort_of_all_products_by_score_then_position(n, dimension, copies, top_k, storage, scan_rows, seed):
     """With many equal vectors, so that ties reach over the edge of the candidates and of the blocks."""
     generator = np.random.default_rng(seed)

@@ -144,7 +144,7 @@ def test_a_pass_of_queries_on_an_accelerator_has_the_same_shape_whatever_is_in_t
         assert shapes == [(32, 16)]
         np.testing.assert_allclose(minilm.encode_queries(["Paris", "river"] * 17), minilm.encode_queries(["Paris", "river"])[[0, 1] * 17])
         assert shapes == [(32, 16)] * 4  # 34 queries are two passes
-        np.testing.assert_allclose(minilm.encode_queries(TEXTS), alone, atol=1e-6)
+        np.testing.assert_allclose(minilm.encode_queries([TEXTS[0], TEXTS[3]]), alone[[0, 3]], atol=1e-6)
         monkeypatch.setattr(minilm, "batch_tokens", 100)
         del shapes[:]
         minilm.encode_queries(["Paris", "river"])
