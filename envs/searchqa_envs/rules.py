@@ -25,7 +25,7 @@ from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverUnavaila
 
 logger = logging.getLogger(__name__)
 
-_MEMO_ENTRIES = 1024
+_REMEMBERED_TOKENS = 1 << 20  # of observations: some megabytes
 _FEW = 100  # up to so many ids Python looks at a list sooner than NumPy at an array
 
 
@@ -158,7 +158,7 @@ class Rules:
             made = self._make_information(*key)
             if made is None:
                 return None
-            if len(self._information) >= _MEMO_ENTRIES:
+            if len(self._information) * room >= _REMEMBERED_TOKENS:
                 self._information.clear()
             self._information[key] = made  # episodes of a group find the same passages again and again
         return made[0], made[1].copy()

@@ -29,6 +29,7 @@ from searchqa_retrievers.types import (
     SearchRequest,
     default_cache_key,
 )
+from searchqa_retrievers.wrapped import not_reached
 
 if TYPE_CHECKING:
     import httpx2
@@ -195,7 +196,7 @@ class Http:
             process = self._process()
             try:
                 self._server = process.run(self._ask_stamp(process)).result()
-                self._knows_server = True
+                self._knows_server = not not_reached(self._server)  # the server may itself have one behind it
             except (TimeoutError, CancelledError, RetrieverUnavailable):
                 self._server = SERVER_NOT_REACHED  # asked again at the next stamp
         return {"retriever": self.name, "format": self.format.name, "url": self.url, "server": self._server}

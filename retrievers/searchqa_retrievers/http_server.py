@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING
 
 from searchqa_retrievers.http_formats import DEFAULT_TOP_K, FORMATS, IDENTITY_HEADER, FormatError, format_of, from_json, to_json
 from searchqa_retrievers.types import Hit, Retriever, RetrieverError, RetrieverUnavailable, SearchRequest
+from searchqa_retrievers.wrapped import not_reached
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -189,7 +190,8 @@ class SearchServer:
         self._batcher = _Batcher(self._retriever, self._limits)
         try:
             stamp = await asyncio.to_thread(self._stamp)
-            self._identity = {IDENTITY_HEADER: hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:32]}
+            if not not_reached(stamp):  # else its hash would be another one after the next start
+                self._identity = {IDENTITY_HEADER: hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:32]}
         except Exception:  # a user's stamp may fail in any way; searches can be answered all the same
             logger.exception("The retriever's stamp failed; clients cannot see when another one takes its place")
         task = asyncio.create_task(self._batcher.run())
