@@ -129,7 +129,7 @@ class BM25Retriever:
         if self._small:
             self.index = build()
         else:
-            root = cache_root() if cache_dir is None else Path(cache_dir)
+            root = cache_root() if cache_dir is None else Path(cache_dir).expanduser()
             key = index_key(corpus, {**scoring, "stopwords": sorted(analyzer.stop_words), "stemmer": stemmer})
             self.index = open_or_build(root / "bm25" / key, build, {**self._settings.stamp(), "corpus_sha256": corpus.sha256})
         self._terms = analyzer.query_terms()

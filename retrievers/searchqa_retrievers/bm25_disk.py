@@ -135,7 +135,7 @@ class DiskBM25Retriever:
         self._places = {"cache_dir": cache_dir, "show_progress": show_progress}
         analyzer = Analyzer(stopwords, stemmer)
         self._terms = analyzer.query_terms()
-        root = cache_root() if cache_dir is None else Path(cache_dir)
+        root = cache_root() if cache_dir is None else Path(cache_dir).expanduser()
         parts = {"disk": FORMAT_VERSION, "tantivy": self._tantivy.__version__}
         key = index_key(corpus, {**parts, "stopwords": sorted(analyzer.stop_words), "stemmer": stemmer})
         self._index = _open_or_build(root / "bm25-disk" / key, corpus, analyzer, self._settings.analyzer(), show_progress)

@@ -272,9 +272,11 @@ def _load(model: str, max_tokens: int) -> tuple[Any, Any]:
 
 
 def _fingerprint(max_tokens: int, tokenizer: Any, network: Any) -> str:
-    """Independent of parameter names and their order, which change between versions of transformers."""
-    weights = sorted(hashlib.sha256(parameter.detach().numpy().tobytes()).digest() for parameter in network.parameters())
-    digest = hashlib.sha256(b"".join(weights))
+    """Weights in the order of the modules, without their names, which change between versions of transformers."""
+    digest = hashlib.sha256()
+    for weights in network.parameters():
+        digest.update(repr(list(weights.shape)).encode())
+        digest.update(weights.detach().numpy().tobytes())
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode("utf-8", "surrogatepass"))
     digest.update(repr(max_tokens).encode())
     return digest.hexdigest()

@@ -82,7 +82,7 @@ def open_corpus(
         stored = size > (STORED_COMPRESSED_BYTES if compressed else STORED_BYTES)
     if not stored:
         return Corpus.from_rows(read_passages(path, format, fields))
-    root = cache_root() if cache_dir is None else Path(cache_dir)
+    root = cache_root() if cache_dir is None else Path(cache_dir).expanduser()
     identity = [(str(file.resolve()), status.st_size, status.st_mtime_ns) for file, status in files]
     settings = [FORMAT_VERSION, sys.byteorder, identity, format, sorted(fields.items()) if fields else None]
     folder = root / "corpora" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]

@@ -84,7 +84,8 @@ class Retriever(Protocol):
     ``set_progress(step, total)`` (schedules; one that only passes it on has ``follows_progress``, see the function of that name),
     ``counters() -> dict[str, float]`` (see ``searchqa_retrievers.counted``; a retriever round others adds its own to theirs), and
     ``billed_calls: int`` (how often the back end was asked for money since the retriever was made, where that is not once for each request;
-    read by any thread).
+    read by any thread); ``filter_keys: tuple[str, ...]`` (the keys that ``filters`` may have), ``sources`` (the values of the filter
+    ``source``) and ``max_top_k: int`` (the most passages it can give), by which environments check ``search_controls`` when they are made.
     """
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]: ...
