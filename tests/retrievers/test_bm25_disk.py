@@ -394,11 +394,9 @@ def test_real_questions_find_what_the_index_in_memory_finds(cache, preset):
     folder = Path(os.environ["SEARCHQA_DATA"]) / "hotpotqa"
     corpus = Corpus.from_jsonl(folder / "corpus.jsonl.gz")
     with gzip.open(folder / "questions.jsonl.gz", "rt", encoding="utf-8") as lines:
-        questions = [json.loads(line)["question"] for line in lines][:250]
+        questions = [json.loads(line)["question"] for line in lines]
     memory = BM25Retriever(corpus, cache_dir=cache, **BM25_PRESETS[preset])
     disk = DiskBM25Retriever(corpus, cache_dir=cache, **BM25_PRESETS[preset])
     for top_k in (3, 10):
         requests = [SearchRequest(question, top_k) for question in questions]
-        expected, found = memory.search(requests), disk.search(requests)
-        same = sum(left == right for left, right in zip(expected, found, strict=True))
-        assert same / len(questions) >= 0.99
+        assert disk.search(requests) == memory.search(requests)
