@@ -123,6 +123,9 @@ class Summariser:
         counts = [count if isinstance(count, int) else 0 for count in tokens]
         return Extract(None if text.strip(" .\"'*`").lower() == NOTHING else text, *counts)
 
+    def __repr__(self) -> str:
+        return f"Summariser({self.url!r}, {self.model!r}, mode={self.mode!r})"
+
     def stamp(self) -> dict[str, Any]:
         """What an extract depends on."""
         return {
