@@ -346,6 +346,7 @@ def _open(folder: Path) -> _DiskIndex:
         place = Path(links.name)
     try:
         index = tantivy.Index.open(str(place))
+        index.config_reader(reload_policy="manual")  # else a thread watches the files, and makes locks among them
         searcher = index.searcher()
         if searcher.num_docs != meta["passages"]:
             raise DamagedIndexError(f"it has {searcher.num_docs} passages, not {meta['passages']}")

@@ -59,10 +59,12 @@ def open_or_write(folder: Path, write: Callable[[Path], Mapping[str, Any]], load
                 return load(folder)
             except DamagedIndexError as error:
                 logger.warning("the stored %s %s is damaged (%s); building it again", called, folder, error)
-                shutil.rmtree(folder)
+                aside = _aside(folder)
+                folder.rename(aside)  # at once, also where another process has files of it open
+                shutil.rmtree(aside, ignore_errors=True)
         for leftover in folder.parent.glob(f"{folder.name}.part-*"):  # of a process that was killed
-            shutil.rmtree(leftover)
-        part = folder.with_name(f"{folder.name}.part-{uuid.uuid4().hex}")
+            shutil.rmtree(leftover, ignore_errors=True)
+        part = _aside(folder)
         part.mkdir()  # unlike tempfile's folders, for all whom the umask lets in: caches are shared
         try:
             facts = write(part)
@@ -111,6 +113,11 @@ def map_file(file: Path) -> mmap.mmap | bytes:
         return b""  # an empty file cannot be mapped
     with file.open("rb") as stream:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _aside(folder: Path) -> Path:
+    """A name beside a folder for what is not complete; what is left of it is deleted by the next process that writes the folder."""
+    return folder.with_name(f"{folder.name}.part-{uuid.uuid4().hex}")
 
 
 def _is_lock(file: Path) -> bool:
