@@ -233,10 +233,15 @@ def search_line(searches: Mapping[str, float]) -> str:
         parts.append(f"{searches['search/errors']:,.0f} lost")
     parts.append(f"{searches['search/seconds']:,.1f} s")
     if "search/p50_ms" in searches:
-        parts.append(f"a call {searches['search/p50_ms']:.3g} ms (p50), {searches['search/p99_ms']:.3g} ms (p99)")
+        parts.append(f"a call {_milliseconds(searches['search/p50_ms'])} (p50), {_milliseconds(searches['search/p99_ms'])} (p99)")
     if searches.get("search/money"):
         parts.append(f"cost {searches['search/money']:,.2f}")
     return f"Search: {', '.join(parts)}."
+
+
+def _milliseconds(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
 
 
 def combined(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]]:

@@ -101,6 +101,7 @@ def test_the_line_at_the_end_by_hand():
         "Search: 12,000 searches (12% doubles within a step, 50% of the others from memory, 20% of the rest from the cache file), 4,200 requests "
         "in 300 calls of the back end, 3 lost, 61.5 s, a call 1.02 ms (p50), 181 ms (p99), cost 4.20."
     )
+    assert "a call 0.0312 ms (p50), 12,346 ms (p99)" in search_line({**figures, "search/p50_ms": 0.03121, "search/p99_ms": 12345.6})
 
 
 @pytest.fixture(scope="module")
