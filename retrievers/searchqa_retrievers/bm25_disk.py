@@ -361,10 +361,10 @@ def _open(folder: Path) -> _DiskIndex:
 def estimate(passages: int, mean_terms: float) -> Needs:
     """Needs of the index on disk for passages of ``mean_terms`` terms (without stop words), apart from those of the corpus.
 
-    Slopes are from ``tests/benchmarks/bench_bm25_memory.py``, with made-up passages of 64 terms, and rounded up: with 100,000 passages
-    20 MB of tantivy's files and a peak of 0.25 GB, with 1,000,000 142 MB and 1.0 GB (mapped pages of the corpus among them); while
-    segments are merged, twice that. The terms themselves lie beside, with up to 10 bytes each. What a build holds does not grow beyond
-    the heap of tantivy's writer. While searching, all of it is memory-mapped: what is not used can be dropped.
+    Slopes are from ``tests/benchmarks/bench_disk.py``, with made-up passages of 64 terms, and rounded up: with 100,000 passages 70 MB of
+    disk and a peak of 0.26 GB, with 1,000,000 640 MB and 1.1 GB (mapped pages of the corpus among them). Of a term, tantivy takes about
+    2 bytes (twice that while segments are merged), and its place among the terms of the passage up to 10. What a build holds does not
+    grow beyond the heap of tantivy's writer. While searching, all of it is memory-mapped: what is not used can be dropped.
     """
     terms = passages * mean_terms
     searched = int(1_000_000 + 3 * terms)

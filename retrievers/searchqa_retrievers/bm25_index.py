@@ -114,9 +114,9 @@ def term_weights(
 def estimate(passages: int, mean_terms: float) -> Needs:
     """Needs of the index in memory for passages of ``mean_terms`` terms (without stop words), apart from those of the corpus.
 
-    Slopes are from ``tests/benchmarks/bench_bm25_memory.py``, with made-up passages of 64 terms, and rounded up: with 100,000 passages
-    63 MB of disk and a peak of 0.45 GB, with 1,000,000 534 MB and 2.5 GB (mapped pages of the corpus among them). While searching, the
-    postings are memory-mapped and the vocabulary is in memory.
+    Slopes are from ``tests/benchmarks/bench_retrieval_sizes.py``, with made-up passages of 64 terms: with 100,000 passages 66 MB of disk
+    and a peak of 0.49 GB, with 1,000,000 546 MB and 2.9 GB (the corpus in memory among them). While searching, the postings are
+    memory-mapped and the vocabulary is in memory.
     """
     terms = passages * mean_terms
     disk = int(5_000_000 + 9 * terms)
