@@ -68,8 +68,14 @@ class AlgorithmConfig:
     """AdamW's weight decay"""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """how the learning rate changes after its warm-up"""
+    schedule_steps: int | None = None
+    """steps over which it changes; null: steps"""
     warmup_steps: int = 0
     """steps of linear learning-rate warm-up"""
+    warmup_ratio: float | None = None
+    """instead of warmup_steps: their share of all steps, rounded down"""
+    critic_warmup_ratio: float | None = None
+    """the same for the critic's learning rate; null: the policy's warm-up"""
     final_fraction: float = 0.1
     """the learning rate ends at this fraction of its peak"""
     max_grad_norm: float = 1.0
@@ -78,6 +84,10 @@ class AlgorithmConfig:
     """passes over each rollout"""
     num_minibatches: int = 1
     """updates in each pass"""
+    mask_environment: bool = True
+    """only tokens that the policy sampled are learned from; false, the ablation: passages and other environment text too, as if it had written them"""
+    reward_clip: float | None = None
+    """rewards are clipped to minus and plus this before anything else; null: not"""
     token_weighting: TokenWeighting = "token-mean"
     """the loss is a mean over tokens, a mean over sequences of their means, or a sum divided by a constant length"""
     constant_length: float | None = None
@@ -194,6 +204,20 @@ def check_settings(algorithm: Algorithm[Any], config: AlgorithmConfig) -> None:
     Sampling(1, (), config.temperature, config.top_p, config.top_k)  # raises here, not after a warm start
     if config.dynamic_sampling > 1 and config.group_size == 1:
         raise ConfigurationError("dynamic_sampling compares the rewards of a group: group_size must be at least 2; got 1.")
+    for name in ("warmup_ratio", "critic_warmup_ratio"):
+        ratio = getattr(config, name)
+        if ratio is not None and not 0 <= ratio <= 1:
+            raise ConfigurationError(f"{name} must be between 0 and 1, a share of all steps; got {ratio}.")
+    if config.warmup_ratio is not None and config.warmup_steps:
+        raise ConfigurationError(
+            f"The warm-up is given by warmup_steps or by warmup_ratio, not by both; got {config.warmup_steps} and {config.warmup_ratio}."
+        )
+    if config.schedule_steps is not None and config.schedule_steps < 1:
+        raise ConfigurationError(f"schedule_steps must be at least 1; got {config.schedule_steps}.")
+    if config.reward_clip is not None and not config.reward_clip > 0:
+        raise ConfigurationError(f"reward_clip must be above 0; got {config.reward_clip}.")
+    if not config.mask_environment and getattr(config, "credit", None) == "turn":
+        raise ConfigurationError("With credit=turn only the policy's own tokens have a turn: mask_environment must be true; got false.")
     if (config.token_weighting == "constant-length") != (config.constant_length is not None):
         raise ConfigurationError(
             "constant_length must be given with token_weighting=constant-length and only then; "

@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     """bool[N], False for environment tokens"""
     old_logprobs: Tensor
     """float32[N] under the full softmax when the tokens were sampled; 0 for environment tokens. NaN where the sampler knew only
-    ``sampling_logprobs``, until :meth:`~searchqa_agents.learner.Learner.annotate` evaluates them"""
+    ``sampling_logprobs``, or nothing (:func:`without_mask`), until :meth:`~searchqa_agents.learner.Learner.annotate` evaluates them"""
     weights: Tensor
     """float32[N], factor of each token's policy loss: how tokens are averaged, times importance weights"""
     sampling_logprobs: Tensor | None = None
@@ -104,6 +104,17 @@ def make_batch(trajectories: Sequence[Trajectory], group_ids: Sequence[int], *, 
         old_logprobs=flat([full(trajectory) for trajectory in trajectories]),
         weights=torch.ones(int(counts.sum())),
         sampling_logprobs=flat([full(t) if t.sampling_logprobs is None else t.sampling_logprobs for t in trajectories]) if cut else None,
+    )
+
+
+def without_mask(batch: Batch) -> Batch:
+    """A batch with environment tokens as if the policy had sampled all of them; their ``old_logprobs`` are NaN until ``Learner.annotate`` evaluates them."""
+    unknown = ~batch.policy_mask
+    sampling = None if batch.sampling_logprobs is None else batch.sampling_logprobs.masked_fill(unknown, torch.nan)
+    return batch._replace(
+        policy_mask=torch.ones_like(batch.policy_mask),
+        old_logprobs=batch.old_logprobs.masked_fill(unknown, torch.nan),
+        sampling_logprobs=sampling,
     )
 
 

@@ -69,17 +69,21 @@ class Learner:
             learning_rate=config.learning_rate,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
-            warmup_steps=config.warmup_steps,
+            warmup_steps=config.warmup_steps if config.warmup_ratio is None else int(config.warmup_ratio * config.steps),
             final_fraction=config.final_fraction,
-            total_steps=config.steps,
+            total_steps=config.steps if config.schedule_steps is None else config.schedule_steps,
             max_grad_norm=config.max_grad_norm,
             schedule=config.schedule,
         )
-        critic_rate = config.learning_rate if config.critic_learning_rate is None else config.critic_learning_rate
+        of_critic: dict[str, Any] = {}
+        if config.critic_learning_rate is not None:
+            of_critic["learning_rate"] = config.critic_learning_rate
+        if config.critic_warmup_ratio is not None:
+            of_critic["warmup_steps"] = int(config.critic_warmup_ratio * config.steps)
         own, critics = _parameters(self.scorer), {} if self.critic is None else _parameters(self.critic)
         critics |= {name: own.pop(name) for name in list(own) if name.startswith("value_head.")}
         self._optimiser = Optimiser(own, settings)
-        self._critic_optimiser = Optimiser(critics, settings._replace(learning_rate=critic_rate)) if critics else None
+        self._critic_optimiser = Optimiser(critics, settings._replace(**of_critic)) if critics else None
         self._losses: list[Tensor] = []
         self._autocast = torch.bfloat16 if config.precision == "bfloat16" else None
         self._packed = config.packing == "always" or (config.packing == "auto" and _has_variable_length_kernel(policy))
@@ -90,18 +94,21 @@ class Learner:
 
         - ``old_logprobs`` evaluated anew, with ``recompute_logprobs`` or where top-p or top-k cut the sampling distribution; then
           ``sampling_logprobs`` are those of what really sampled, for :func:`~searchqa_agents.losses.truncated_importance`.
+        - ``old_logprobs`` of environment tokens that count as the policy's (``mask_environment=False``); nothing sampled them, so that their
+          ``sampling_logprobs`` are the same.
         - ``reference_logprobs`` with ``kl_coef``: those of the policy as it was given, which is a copy, or under LoRA the policy without its adapters.
         - ``values`` with a critic.
         """
         anew = self.config.recompute_logprobs or batch.sampling_logprobs is not None
+        unmasked = not self.config.mask_environment
         has_values, has_reference = self._critic_optimiser is not None, bool(self.config.kl_coef)
-        if not (anew or has_values or has_reference):
+        if not (anew or unmasked or has_values or has_reference):
             return batch
         own: dict[int, tuple[Tensor | None, ...]] = {}
         for indices in self.micro_batches(batch):
             part = select(batch, indices)
             values = logprobs = reference = None
-            if anew or (has_values and self.critic is None):
+            if anew or unmasked or (has_values and self.critic is None):
                 stats = self.evaluate(part)
                 logprobs, values = stats.logprob, stats.value
             elif self.critic is not None:
@@ -121,6 +128,12 @@ class Learner:
         if anew:
             sampled_with = batch.old_logprobs if batch.sampling_logprobs is None else batch.sampling_logprobs
             batch = batch._replace(sampling_logprobs=sampled_with, old_logprobs=flat(0).masked_fill(~batch.policy_mask, 0.0))
+        if unmasked:
+            evaluated, sampled_with = flat(0), batch.sampling_logprobs
+            batch = batch._replace(
+                old_logprobs=torch.where(batch.old_logprobs.isnan(), evaluated, batch.old_logprobs),
+                sampling_logprobs=None if sampled_with is None else torch.where(sampled_with.isnan(), evaluated, sampled_with),
+            )
         if has_reference:
             batch = batch._replace(reference_logprobs=flat(1))
         return batch._replace(values=flat(2)) if has_values else batch

@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from searchqa_agents.algorithm import Algorithm, AlgorithmConfig, Totals, check_settings, get_algorithm
-from searchqa_agents.batch import Batch, make_batch, select, to_device
+from searchqa_agents.batch import Batch, make_batch, select, to_device, without_mask
 from searchqa_agents.language_model import LanguageModel
 from searchqa_agents.learner import Learner
 from searchqa_agents.losses import kl_estimate, token_weights, truncated_importance
@@ -122,7 +122,12 @@ def train(
         with learner.updating():
             # 2. what is learned from them: every process has the whole batch as numbers
             group_ids = [number for number, group in enumerate(kept) for _ in group]
-            batch = make_batch([t for group in kept for t in group], group_ids, environment_tokens=chosen.environment_tokens(config))
+            everything = chosen.environment_tokens(config) or not config.mask_environment
+            batch = make_batch([t for group in kept for t in group], group_ids, environment_tokens=everything)
+            if config.reward_clip is not None:
+                batch = batch._replace(rewards=batch.rewards.clamp(-config.reward_clip, config.reward_clip))
+            if not config.mask_environment:
+                batch = without_mask(batch)
             if batch.token_ids:
                 batch = learner.annotate(batch)
                 if batch.sampling_logprobs is not None:

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 import searchqa_agents.token_logprobs as token_logprobs
 from searchqa_agents.algorithm import AlgorithmConfig
-from searchqa_agents.batch import Batch, make_batch, select
+from searchqa_agents.batch import Batch, make_batch, select, without_mask
 from searchqa_agents.learner import Learner
 from searchqa_agents.losses import truncated_importance
 from searchqa_agents.optimisation import (
@@ -226,6 +226,25 @@ def test_old_log_probabilities_that_the_sampler_did_not_know_are_evaluated():
     assert torch.equal(annotated.sampling_logprobs, known.sampling_logprobs)
 
 
+@pytest.mark.parametrize("truncated", [False, True])
+def test_without_mask_environment_tokens_are_the_policys_with_log_probabilities_of_their_own(truncated):
+    masked = make_test_batch(environment_tokens=True, truncated=truncated)
+    policy = make_policy("qwen2")
+    annotated = Learner(policy, AlgorithmConfig(mask_environment=False, max_tokens=60)).annotate(without_mask(masked))
+    with torch.no_grad():
+        expected = policy.evaluate(masked.token_ids, masked.token_masks).logprob
+    assert annotated.policy_mask.all()
+    environment = ~masked.policy_mask
+    assert environment.any()
+    assert torch.allclose(annotated.old_logprobs[environment], expected[environment], atol=1e-5)
+    if truncated:
+        weights = truncated_importance(annotated.old_logprobs, annotated.sampling_logprobs, 2.0)
+        assert (weights[environment] == 1).all()
+        assert torch.equal(annotated.sampling_logprobs[masked.policy_mask], masked.sampling_logprobs[masked.policy_mask])
+    else:
+        assert torch.equal(annotated.old_logprobs[masked.policy_mask], masked.old_logprobs[masked.policy_mask])
+
+
 def test_bfloat16_autocast_is_near_float32_with_float32_losses_and_weights():
     batch = make_test_batch(environment_tokens=True)
     results = []
@@ -275,6 +294,22 @@ def test_the_critic_has_its_own_learning_rate_and_clipping():
     policy_after, critic_after = (module.state_dict()[name] for module, name in _weights(learner))
     assert not torch.equal(policy_before, policy_after)
     assert torch.equal(critic_before, critic_after)
+
+
+def test_warm_ups_are_shares_of_all_steps_rounded_down_and_the_critics_may_be_another():
+    # Search-R1's: 286 of 1,005 steps, and 15 for the critic
+    config = AlgorithmConfig(
+        steps=1005, warmup_ratio=0.285, critic_warmup_ratio=0.015, schedule="constant", learning_rate=1e-6, critic_learning_rate=1e-5
+    )
+    learner = Learner(make_policy(), config, has_critic=True)
+    assert [learner.learning_rate(step) for step in (0, 142, 285, 286, 1004)] == pytest.approx([1e-6 / 286, 143e-6 / 286, 1e-6, 1e-6, 1e-6])
+    critic = learner._critic_optimiser
+    assert [critic.learning_rate(step) for step in (0, 14, 15, 1004)] == pytest.approx([1e-5 / 15, 1e-5, 1e-5, 1e-5])
+
+
+def test_a_schedule_may_be_longer_than_the_run():
+    learner = Learner(make_policy(), AlgorithmConfig(steps=10, schedule="cosine", schedule_steps=1_270_000, learning_rate=2e-6))
+    assert learner.learning_rate(9) == pytest.approx(2e-6, rel=1e-9)
 
 
 def _weights(learner):

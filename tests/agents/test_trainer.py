@@ -433,3 +433,47 @@ def test_the_searches_of_a_rollout_are_summed_over_the_processes_and_told_at_onc
         assert sum(values["search/searches"] for values in metrics.values()) == own * (2 if metrics is together else 1) > 0
     assert alone[1]["search/searches"] * 2 == together[1]["search/searches"] == told[0]["search/searches"]
     assert alone[1]["search/duplicate_fraction"] == together[1]["search/duplicate_fraction"]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "reinforce", "reinforce_plus_plus", "rloo", "gspo", "raft"])
+def test_without_the_mask_every_algorithm_learns_from_passages_too(algorithm):
+    masked, unmasked = (weights(run(algorithm, steps=1, mask_environment=mask)[0]) for mask in (True, False))
+    assert unmasked.isfinite().all()
+    assert not torch.equal(masked, unmasked)
+
+
+def test_without_the_mask_the_gradient_is_reinforces_over_all_tokens_behind_the_prompt(monkeypatch):
+    seen = []
+    plain = totals_of
+    monkeypatch.setattr("searchqa_agents.trainer.totals_of", lambda minibatch, step: seen.append(minibatch) or plain(minibatch, step))
+    run("reinforce", steps=1, mask_environment=False)
+    [minibatch] = seen
+    assert minibatch.policy_mask.all()
+    behind = [len(ids) - int(np.flatnonzero(mask)[0]) for ids, mask in zip(minibatch.token_ids, minibatch.token_masks, strict=True)]
+    assert len(minibatch.policy_mask) == sum(behind)
+    assert sum(behind) > 0
+    assert not minibatch.old_logprobs.isnan().any()
+
+
+def test_rewards_are_clipped_before_advantages(monkeypatch):
+    seen = []
+    plain = totals_of
+    monkeypatch.setattr("searchqa_agents.trainer.totals_of", lambda minibatch, step: seen.append(minibatch) or plain(minibatch, step))
+    run("reinforce", steps=1, reward_clip=0.25)
+    assert 0 < max(minibatch.rewards.max() for minibatch in seen) <= 0.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"warmup_ratio": 1.5}, "warmup_ratio"),
+        ({"critic_warmup_ratio": -0.1}, "critic_warmup_ratio"),
+        ({"warmup_ratio": 0.5, "warmup_steps": 3}, "not by both"),
+        ({"schedule_steps": 0}, "schedule_steps"),
+        ({"reward_clip": 0.0}, "reward_clip"),
+        ({"mask_environment": False, "credit": "turn"}, "mask_environment"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(changes, named):
+    with pytest.raises(ConfigurationError, match=named):
+        run("grpo", **changes)
