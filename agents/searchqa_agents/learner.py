@@ -129,10 +129,10 @@ class Learner:
             sampled_with = batch.old_logprobs if batch.sampling_logprobs is None else batch.sampling_logprobs
             batch = batch._replace(sampling_logprobs=sampled_with, old_logprobs=flat(0).masked_fill(~batch.policy_mask, 0.0))
         if unmasked:
-            evaluated, sampled_with = flat(0), batch.sampling_logprobs
+            evaluated, sampling = flat(0), batch.sampling_logprobs
             batch = batch._replace(
                 old_logprobs=torch.where(batch.old_logprobs.isnan(), evaluated, batch.old_logprobs),
-                sampling_logprobs=None if sampled_with is None else torch.where(sampled_with.isnan(), evaluated, sampled_with),
+                sampling_logprobs=None if sampling is None else torch.where(sampling.isnan(), evaluated, sampling),
             )
         if has_reference:
             batch = batch._replace(reference_logprobs=flat(1))

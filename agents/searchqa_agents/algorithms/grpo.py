@@ -11,12 +11,10 @@ DeepSeekMath (arXiv 2402.03300), algorithm 1, outcome supervision. What is diffe
 
 In these terms:
 
-- Search-R1's GRPO: ``questions_per_step=512, group_size=5, num_minibatches=10, clip_coef=0.2, kl_coef=0.001, kl_estimator="k3", entropy_coef=0.001,
-  learning_rate=1e-6, beta2=0.999, weight_decay=0.01, top_p=0.95``. It averages tokens per micro-batch; its groups could collide across data sets.
-- ZeroSearch's GRPO: the same with ``questions_per_step=64, num_minibatches=2``.
-- R1-Searcher, Llama stage 1 (``group_norm``): ``questions_per_step=15, group_size=16, num_minibatches=4, learning_rate=2e-6, beta2=0.95,
-  kl_coef=1e-4, kl_in="reward", kl_estimator="k1", top_p=0.95``; its groups held 8 rewards among 8 zeros, and its KL penalties are subtracted
-  token by token behind the normalisation, here from the episode's reward before it.
+- Search-R1's and ZeroSearch's GRPO: the recipes ``published/search_r1_grpo`` and ``published/zerosearch_grpo`` in ``searchqa_conf``. Theirs averages
+  tokens per micro-batch, and Search-R1's groups could collide across data sets.
+- R1-Searcher, Llama stage 1 (``group_norm``): in ``published/r1_searcher_llama``. Its groups held 8 rewards among 8 zeros, and its KL penalties are
+  subtracted token by token behind the normalisation, here from the episode's reward before it.
 - Dr. GRPO (arXiv 2503.20783): ``normalise_std=False, token_weighting="constant-length"`` with ``constant_length`` the longest response; no KL.
 - DAPO (arXiv 2503.14476): ``clip_coef_high=0.28, dynamic_sampling=10`` (questions whose rewards are all alike are replaced; here a bound ends that),
   ``token_weighting="token-mean"``, no KL; ``questions_per_step=512, group_size=16, num_minibatches=16, learning_rate=1e-6``. Left out: its overlong

@@ -9,11 +9,9 @@ Schulman et al. 2017 (arXiv 1707.06347), for language models as in InstructGPT (
 - KL from the policy as training begins is subtracted from each token's reward (k1, as InstructGPT does) where ``kl_coef`` is above 0.
 - Advantages are whitened over all tokens of the rollout, not of a minibatch.
 
-Search-R1's setting in these terms: ``environment_tokens=True`` (its critic, GAE and whitening see the environment's tokens, its policy loss
-and KL do not), ``questions_per_step=512, group_size=1, num_minibatches=2, clip_coef=0.2, value_clip_coef=0.5, gamma=1, lam=1, kl_coef=0.001,
-kl_clamp=null, entropy_coef=0.001, learning_rate=1e-6, critic_learning_rate=1e-5, beta2=0.999, weight_decay=0.01, schedule=constant`` with
-warm-up in the first .285 of all steps (its critic: the first .015; here both have one warm-up). It averages tokens per micro-batch; here the mean
-is over the minibatch. ZeroSearch's PPO: the same with ``questions_per_step=64, group_size=5``.
+Search-R1's and ZeroSearch's settings are the recipes ``published/search_r1_ppo`` and ``published/zerosearch_ppo`` in ``searchqa_conf``; with
+``environment_tokens=True`` critic, GAE and whitening see the environment's tokens as theirs do, and the policy's loss and KL do not. They average tokens
+per micro-batch; here the mean is over the minibatch.
 """
 
 from __future__ import annotations

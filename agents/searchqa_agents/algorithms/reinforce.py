@@ -7,9 +7,8 @@ still PPO's clipped loss, which is REINFORCE's own at one update per rollout. Wh
   rewards divergence (its author acknowledged the sign).
 - Each update is the exact mean over the tokens of its minibatch; ZeroSearch's second update of a step is scaled down by a fixed count.
 
-ZeroSearch's setting in these terms: ``questions_per_step=64, group_size=5, num_minibatches=2, clip_coef=0.2, kl_coef=0.001, kl_estimator="k3",
-entropy_coef=0.001, learning_rate=1e-6, beta2=0.999, weight_decay=0.01, top_p=0.95`` with warm-up in the first .95 of its 203 steps. (Posts about
-ZeroSearch call this REINFORCE++; that is another algorithm.)
+ZeroSearch's settings are the recipe ``published/zerosearch_reinforce`` in ``searchqa_conf``. (Posts about ZeroSearch call this REINFORCE++; that is
+another algorithm.)
 """
 
 from __future__ import annotations

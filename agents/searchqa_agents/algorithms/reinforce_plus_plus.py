@@ -9,9 +9,8 @@ REINFORCE++-baseline, R1-Searcher's ``reinforce_baseline``). What is different h
 - KL stays in the reward with the group's baseline too, as in R1-Searcher; the paper's baseline variant has k2 in the loss
   (``kl_in="loss", kl_estimator="k2"``).
 
-R1-Searcher's settings in these terms: ``baseline="group", group_size=16, learning_rate=2e-6, beta2=0.95, clip_coef=0.2, max_grad_norm=1,
-schedule="cosine", top_p=0.95``; Qwen base: ``questions_per_step=64, num_minibatches=4, kl_coef=0``; Llama stage 2: ``questions_per_step=65,
-num_minibatches=4, kl_coef=1e-4``. Its loss is a mean per packed sequence; here over the minibatch's tokens.
+R1-Searcher's settings are the recipes ``published/r1_searcher_*`` in ``searchqa_conf``. Its loss is a mean per packed sequence; here over the
+minibatch's tokens.
 """
 
 from __future__ import annotations
