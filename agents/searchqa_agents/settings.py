@@ -70,13 +70,41 @@ def env_arguments(env: EnvSettings, **changed: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights", "env.search_controls", "lora")
+def changed_arguments(key: str, changed: Any, env: EnvSettings, *, other_keys: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The environment arguments that ``key`` changes, as a plain mapping; null changes none.
+
+    ``other_keys`` are arguments that it cannot change, each with the reason. Raises ``ConfigurationError`` for those, and for names that the
+    environment does not know.
+    """
+    if changed is None:
+        return {}
+    if not isinstance(changed, Mapping):
+        raise ConfigurationError(
+            f"{key} must be a mapping of environment arguments, such as {{retriever: bm25, top_k: 5}}; got {changed!r}."
+        )
+    refused = {
+        "id": "one run has one environment",
+        "tokenizer": "the policy has one tokenizer, that of env.tokenizer",
+        **(other_keys or {}),
+    }
+    known = [f.name for f in fields(env) if f.name not in refused]
+    for name in changed:
+        if name in refused:
+            raise ConfigurationError(f"{key}.{name} cannot be set: {refused[name]}. It can change {known}.")
+        if name not in known:
+            raise ConfigurationError(f"{key}.{name} is not an argument of {env.id}. It can change {known}.")
+    return {str(name): value for name, value in changed.items()}
+
+
+MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights", "env.search_controls", "evaluation.env", "lora")
 """Keys whose value can be a mapping with names that no file of ours lists."""
 
 
 def with_parts(line: Sequence[str]) -> list[str]:
     """The words of a line; ``env.reward_weights.em=2`` as ``++env.reward_weights.em=2``, so that Hydra takes a name that it does not know."""
-    return [f"++{word}" if word.startswith(tuple(f"{key}." for key in MAPPINGS)) else word for word in line]
+    # evaluation.env is a mapping to begin with; what the others replace is null or a name
+    beginnings = (*(f"{key}." for key in MAPPINGS), "evaluation.env=")
+    return [f"++{word}" if word.startswith(beginnings) else word for word in line]
 
 
 def check_at_least(least: int, **values: int | None) -> None:
@@ -179,6 +207,7 @@ class EvaluationSettings:
     questions: int = MISSING
     seed: int = MISSING
     save: int = MISSING
+    env: Any = None
 
 
 @dataclass

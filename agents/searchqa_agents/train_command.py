@@ -99,6 +99,8 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, c
         venv = make_venv(settings.env, settings.num_envs)
         stamp = run_stamp(venv.unwrapped.stamp(), seed=settings.seed, threads=settings.threads)
         stamp["measured_on"] = settings.evaluation.split
+        if settings.evaluation.env:
+            stamp["measured_with"] = dict(settings.evaluation.env)
         stamp["algorithm"] = label
         folder.write_stamp(stamp)
         write_config(folder, config)  # only now: what the folder holds stays as it is where its search engine is not this one

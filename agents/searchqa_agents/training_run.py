@@ -44,7 +44,7 @@ from searchqa_agents.policy import Policy
 from searchqa_agents.progress import Advance, progress
 from searchqa_agents.rollout import draw_questions
 from searchqa_agents.runs import Checkpoint, RunFolder, RunFolderError, list_checkpoints
-from searchqa_agents.settings import EnvSettings, TrainSettings, WarmStartSettings, built, check_at_least
+from searchqa_agents.settings import EnvSettings, TrainSettings, WarmStartSettings, built, changed_arguments, check_at_least
 from searchqa_agents.sft import SFTConfig, train_sft
 from searchqa_agents.supervised import SupervisedConfig, train_supervised
 from searchqa_agents.trainer import train
@@ -81,6 +81,7 @@ def prepare(settings: WarmStartSettings) -> None:
         lora_arguments(settings)
         check_at_least(1, evaluation__questions=settings.evaluation.questions, keep_last=settings.keep_last)
         settings.evaluation.split = settings.evaluation.split or held_out_split(settings.env)
+        measured_arguments(settings)
     start = start_of(settings)
     if start is None:
         instead = "env=world, start=<checkpoint>" if isinstance(settings, TrainSettings) else "env=world"
@@ -93,6 +94,16 @@ def held_out_split(env: EnvSettings) -> str:
     """What training is measured on: test, or dev of a published set that has questions to train on and dev, but no test."""
     dataset = published_set(env)
     return "dev" if dataset is not None and "test" not in DATASETS[dataset].sizes else "test"
+
+
+def measured_arguments(settings: TrainSettings) -> dict[str, Any]:
+    """The environment arguments that differ when training is measured. Raises ``ConfigurationError`` for some that it does not know."""
+    return changed_arguments("evaluation.env", settings.evaluation.env, settings.env, other_keys={"split": "write evaluation.split"})
+
+
+def make_measured_venv(settings: TrainSettings, num_envs: int, **changed: Any) -> Any:
+    """The vector environment that training is measured in; ``changed`` arguments win over ``evaluation.env``, and that over ``env``."""
+    return make_venv(settings.env, num_envs, **{"split": settings.evaluation.split, **measured_arguments(settings), **changed})
 
 
 def algorithm_of(settings: TrainSettings) -> tuple[str, Any]:
@@ -116,7 +127,7 @@ def start_of(settings: WarmStartSettings) -> str | None:
 def check_phases(settings: WarmStartSettings, venv: Any) -> None:
     """Find before the first step what would fail after minutes: no held-out split, no demonstrations for these questions, no back end for them."""
     if isinstance(settings, TrainSettings):
-        make_venv(settings.env, 1, split=settings.evaluation.split).close()
+        make_measured_venv(settings, 1).close()
     if start_of(settings) is None:
         check_measured(demonstrations(settings, venv)(0), "a look at the demonstrations")
 
@@ -410,7 +421,7 @@ def measured(
 ) -> tuple[dict[str, float], list[Trajectory], dict[str, float]]:
     """Measures by key, the sampled trajectories that are worth keeping, and what was searched; the same in all processes, which share the questions."""
     evaluation = settings.evaluation
-    held_out = make_venv(settings.env, settings.num_envs, split=evaluation.split)
+    held_out = make_measured_venv(settings, settings.num_envs)
     groups: list[Any] = sorted(held_out.unwrapped.source.stamp().get("hops") or [], reverse=True) or [None]
     held_out.close()
     plan: list[tuple[Any, str, float]] = [(hops, mode, t) for hops in groups for mode, t in (("sampled", 1.0), ("greedy", 0.0))]
@@ -420,8 +431,8 @@ def measured(
     searched: dict[str, float] = {}
     with progress(title, len(plan), None if parallel.main else Console(quiet=True)) as advance:
         for done, (hops, mode, temperature) in enumerate(plan):
-            changed: dict[str, Any] = {"split": evaluation.split} | ({} if hops is None else {"hops": hops})
-            venv = make_venv(settings.env, settings.num_envs, **changed, **({"retriever": "none"} if mode == "off" else {}))
+            changed: dict[str, Any] = {} if hops is None else {"hops": hops}
+            venv = make_measured_venv(settings, settings.num_envs, **changed, **({"retriever": "none"} if mode == "off" else {}))
             source = venv.unwrapped.source
             questions = draw_questions(source, min(evaluation.questions, len(source)), seed=evaluation.seed)
             found = evaluate(

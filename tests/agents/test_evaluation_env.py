@@ -1,0 +1,64 @@
+"""``evaluation.env``: training is measured in another environment than it is done in."""
+
+import json
+
+import pytest
+
+from searchqa_agents.cli import main
+from searchqa_agents.runs import read_metrics
+from searchqa_agents.settings import EnvSettings, WorldSettings, changed_arguments
+from searchqa_agents.trajectory import load_trajectories
+from searchqa_envs.errors import ConfigurationError
+
+SMOKE = ["train", "recipe=smoke", "start=shipped", "threads=1", "env.num_worlds=8", "evaluation.questions=4", "algo.steps=1"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"top_kay": 3}, "top_kay is not an argument"),
+        ({"split": "dev"}, "write evaluation.split"),
+        ({"id": "SearchQA-NQ-v0"}, "one environment"),
+        ({"tokenizer": "byte"}, "one tokenizer"),
+        ([1], "must be a mapping"),
+    ],
+)
+def test_what_cannot_differ_is_an_error_with_its_reason(changed, said):
+    with pytest.raises(ConfigurationError, match=said):
+        changed_arguments("evaluation.env", changed, EnvSettings("SearchQA-NQ-v0"), other_keys={"split": "write evaluation.split"})
+
+
+def test_arguments_are_those_of_the_environment_that_is_trained_in():
+    assert changed_arguments("evaluation.env", {"preset": "easy"}, WorldSettings("SearchQA-World-v0")) == {"preset": "easy"}
+    with pytest.raises(ConfigurationError, match=r"evaluation.env.preset is not an argument of SearchQA-NQ-v0. It can change \["):
+        changed_arguments("evaluation.env", {"preset": "easy"}, EnvSettings("SearchQA-NQ-v0"))
+    assert changed_arguments("evaluation.env", None, EnvSettings("SearchQA-NQ-v0")) == {}
+
+
+@pytest.mark.parametrize("words", [["evaluation.env.topk=3"], ["evaluation.env={retriever: {name: googel}}"]])
+def test_a_wrong_line_is_refused_before_the_first_step(words, tmp_path, capsys):
+    assert main([*SMOKE, *words, f"run_dir={tmp_path / 'run'}"]) == 1
+    assert words[0].rpartition("googel")[1] or "evaluation.env.topk" in (said := capsys.readouterr().err), said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_run_is_trained_with_one_retriever_and_measured_with_another(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["env.retriever=random", "evaluation.env={retriever: bm25}", "evaluation.env.top_k=2", "rollouts_every=1"]
+    assert main([*SMOKE, *words, f"run_dir={run}"]) == 0
+
+    def stamps(name):
+        return [t.stamp for t in load_trajectories(run / "trajectories" / f"{name}.jsonl.gz")]
+
+    for when in ("before", "after"):
+        assert {(stamp["retriever"]["retriever"], stamp["top_k"], stamp["split"]) for stamp in stamps(when)} == {("bm25", 2, "test")}
+    assert {(stamp["retriever"]["retriever"], stamp["top_k"]) for stamp in stamps("rollouts-000001")} == {("random", 1)}
+    stamp = json.loads((run / "stamp.json").read_text())
+    assert (stamp["retriever"]["retriever"], stamp["measured_on"], stamp["measured_with"]) == (
+        "random",
+        "test",
+        {"retriever": "bm25", "top_k": 2},
+    )
+    assert any("hops=2/off/em" in line for line in read_metrics(run))
+    assert main(["train", f"resume={run}", "evaluation.env.top_k=3"]) == 1  # after would not be measured as before was
+    assert "another evaluation" in capsys.readouterr().err
