@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchqa_agents.settings import AgentSettings, EnvSettings, LMAgentSettings, ServerAgentSettings, env_arguments
+from searchqa_agents.settings import AgentSettings, EnvSettings, LMAgentSettings, RandomSettings, ServerAgentSettings, env_arguments
 from searchqa_agents.tokenizer_files import saved_tokenizer
 from searchqa_envs.errors import ConfigurationError
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     import torch
 
     from searchqa_agents.language_model import LanguageModel
+    from searchqa_agents.policy import Policy
+    from searchqa_envs.tokenizers.base import Tokenizer
+
+RANDOM = "random"
+"""the ``start`` that is a model of random weights"""
 
 
 def shipped_checkpoint() -> Path:
@@ -43,9 +48,27 @@ def checkpoint_path(name: str) -> str | Path:
     return name
 
 
-def checkpoint_tokenizer(checkpoint: str) -> str:
-    """What ``build_tokenizer`` takes for the tokenizer that a checkpoint's model was made with."""
-    return saved_tokenizer(Path(checkpoint_path(checkpoint)))
+def checkpoint_tokenizer(checkpoint: str) -> str | None:
+    """What ``build_tokenizer`` takes for the tokenizer that a checkpoint's model was made with; None for random weights, which know none."""
+    return None if checkpoint == RANDOM else saved_tokenizer(Path(checkpoint_path(checkpoint)))
+
+
+def random_policy(random: RandomSettings, tokenizer: Tokenizer, seed: int, *, dtype: torch.dtype, device: str) -> Policy:
+    """A policy of a published shape with random weights.
+
+    Raises ``ConfigurationError`` for a shape that cannot be, or whose vocabulary does not cover the tokenizer's.
+    """
+    from searchqa_agents.model_shapes import random_model, shape_config
+    from searchqa_agents.policy import Policy
+
+    config = shape_config(random.like, num_hidden_layers=random.num_hidden_layers, vocab_size=random.vocab_size)
+    if config.vocab_size < tokenizer.vocab_size:  # before seconds go into weights
+        raise ConfigurationError(
+            f"The model must know every id of the tokenizer; random.vocab_size is {config.vocab_size}, tokenizer {tokenizer.name!r} has "
+            f"{tokenizer.vocab_size}. Raise it, or leave it null."
+        )
+    model = random_model(config, seed, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id, dtype=dtype, device=device)
+    return Policy(model, tokenizer)
 
 
 def make_venv(env: EnvSettings, num_envs: int, **changed: Any) -> Any:

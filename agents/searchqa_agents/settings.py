@@ -211,10 +211,33 @@ class EvaluationSettings:
 
 
 @dataclass
+class RandomSettings:
+    """The model of random weights of ``start=random``: a published shape (:mod:`searchqa_agents.model_shapes`), whole or cut."""
+
+    like: str | None = None
+    num_hidden_layers: int | None = None
+    vocab_size: int | None = None
+
+
+@dataclass
+class PlanSettings:
+    """The machine that ``dry_run=true`` plans for; null: this one, and this launch. See :mod:`searchqa_agents.plan`."""
+
+    processes: int | None = None
+    device: str | None = None
+    memory_gb: float | None = None
+    flops_per_second: float | None = None
+    bytes_per_second: float | None = None
+    utilisation: float = 0.4
+
+
+@dataclass
 class TrainSettings(WarmStartSettings):
     """``searchqa train``. ``algo`` is the algorithm's own configuration, such as a ``GRPOConfig``, and its name; ``alarms`` an ``AlarmConfig``."""
 
     start: str = MISSING
+    random: RandomSettings = field(default_factory=RandomSettings)
+    plan: PlanSettings = field(default_factory=PlanSettings)
     plugins: list[str] = MISSING
     algo: Any = MISSING
     lora: Any = MISSING

@@ -26,6 +26,7 @@ from searchqa_agents.algorithm import AlgorithmConfig, check_settings, get_algor
 from searchqa_agents.demonstrations import Batches, fresh_demonstrations
 from searchqa_agents.evaluate import evaluate
 from searchqa_agents.loading import (
+    RANDOM,
     check_script,
     checkpoint_path,
     checkpoint_tokenizer,
@@ -34,6 +35,7 @@ from searchqa_agents.loading import (
     make_venv,
     missing_data,
     published_set,
+    random_policy,
 )
 from searchqa_agents.lora import add_lora, has_lora
 from searchqa_agents.lost_back_end import LostRollouts, check_measured, watched
@@ -155,7 +157,9 @@ def first_policy(settings: WarmStartSettings, tokenizer: Tokenizer) -> Policy:
     disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, of files that are read and written in a moment
     start, device, dtype = start_of(settings), chosen_device(settings.device), chosen_dtype(settings.dtype)
     lora = lora_arguments(settings) if isinstance(settings, TrainSettings) else {}
-    if start is not None:
+    if start == RANDOM and isinstance(settings, TrainSettings):
+        policy = random_policy(settings.random, tokenizer, settings.seed, dtype=dtype, device=device)
+    elif start is not None:
         policy = Policy.load(checkpoint_path(start), tokenizer, dtype=dtype, device=device)
     else:
         shape: dict[str, Any] = vars(settings.model)
@@ -173,7 +177,7 @@ def lora_arguments(settings: TrainSettings) -> dict[str, Any]:
         return {}
     if start_of(settings) is None:
         raise ConfigurationError(
-            "lora trains adapters of a checkpoint's model: give start=shipped, start=<folder> or start=<owner/model> too."
+            "lora trains adapters of a checkpoint's model: give start=shipped, start=<folder>, start=<owner/model> or start=random too."
         )
     if not isinstance(settings.lora, Mapping) or not settings.lora or not set(settings.lora) <= set(known):
         raise ConfigurationError(
