@@ -190,7 +190,10 @@ def _with_resume(line: list[str]) -> list[str]:
 
 def _with_sweep_folders(line: list[str]) -> list[str]:
     """In a multirun: ``run_dir`` is the sweep's folder, and jobs' folders are named by what differs between them, such as ``algo-ppo_seed-1``."""
+    ablation = _last_value(line, "ablation", "null")
     if not {"-m", "--multirun"} & set(line):
+        if ablation != "null" and not {"-c", "--cfg"} & set(line):
+            raise ConfigurationError(f"ablation={ablation} is a comparison of several runs: `searchqa train -m ablation={ablation}`.")
         return line
     given = {word.partition("=")[0] for word in line}
     folder = _last_value(line, "run_dir", "")
@@ -201,7 +204,7 @@ def _with_sweep_folders(line: list[str]) -> list[str]:
     swept = [override for override in overrides if override.is_sweep_override()]
     choices = [choice for override in swept for choice in (override.input_line or "?").split(",")]
     plain = all(re.fullmatch(r"[\w.:+~=-]{1,60}", choice) for choice in choices)
-    if swept and plain and "hydra.sweep.subdir" not in given:
+    if (swept or ablation != "null") and plain and "hydra.sweep.subdir" not in given:
         same = sorted({override.key_or_group for override in overrides} - {override.key_or_group for override in swept})
         same = [key for key in same if not key.startswith("hydra")]
         naming = "hydra.job.config.override_dirname"  # no = and no commas in names: a path should need no quotes on a line
@@ -270,7 +273,9 @@ def _known_keys() -> list[str]:
     for path in conf_dir().rglob("*.yaml"):
         group = path.parent.relative_to(conf_dir()).as_posix()
         prefix = "" if group == "." else f"{group}."
-        if not group.startswith(("hydra", "env/")):  # env's keys are those of its types
+        if not group.startswith(
+            ("hydra", "env/", "recipe", "ablation", "variant")
+        ):  # env's keys are those of its types; the others' stand elsewhere
             keys.update(f"{prefix}{name}" for name in _flat(OmegaConf.load(path)))
     for group, nodes in ConfigStore.instance().repo.items():  # the types: fields that no file mentions
         if (conf_dir() / group).is_dir() and not group.startswith(("hydra", "_")):
