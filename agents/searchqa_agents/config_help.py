@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-GROUPS = {"train": ("env", "algo", "alarms", "recipe"), "sft": ("env",), "eval": ("env", "agent"), "play": ("env",)}
+GROUPS = {"train": ("env", "algo", "alarms", "recipe"), "sft": ("env",), "eval": ("env", "agent"), "select": ("env", "agent"), "play": ("env",)}
 
 
 def conf_dir() -> Path:
@@ -57,7 +57,7 @@ def groups_text(command: str) -> str:
 def keys_text(command: str) -> str:
     """The keys of a command, their defaults, and what they mean."""
     listed = [*_keys(conf_dir() / f"{command}.yaml"), *_keys(conf_dir() / "run.yaml")]
-    if command != "eval":
+    if command not in ("eval", "select"):
         listed += _keys(conf_dir() / "warm_start.yaml")
     entries = []
     for key, text in listed:

@@ -1,4 +1,4 @@
-"""``searchqa data``: list, download, verify and merge question sets; write them as rows for training engines."""
+"""``searchqa data``: list, download, verify, merge and select question sets; write them as rows for training engines."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ cache. Downloads follow HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN. SearchQA-World-v0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``searchqa data <argv>``; the exit code is 0, 1 for problems with data, 2 for a wrong command line."""
+    line = sys.argv[1:] if argv is None else list(argv)
+    if line[:1] == ["select"]:  # its words are Hydra's
+        return _select(line[1:])
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser().parse_args(line)
     except SystemExit as stop:  # argparse has already said why
         return stop.code if isinstance(stop.code, int) else 2
     run: Callable[[argparse.Namespace], int] = arguments.run
@@ -39,10 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigurationError) else 1
 
 
+def _select(line: Sequence[str]) -> int:
+    from searchqa_agents import select_command
+
+    if any(word in ("-h", "--help") for word in line):
+        sys.stdout.write(select_command.help_text() + "\n")
+        return 0
+    return select_command.main(line)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="searchqa data",
-        description="Question sets: what is on this machine, download, check, merge, rows for training engines.",
+        description="Question sets: what is on this machine, download, check, merge, select by difficulty, rows for training engines.",
         epilog=_WHERE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -95,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_data_dir(merge)
     merge.set_defaults(run=_merge)
+
+    commands.add_parser("select", help="play each question until it is right; keep those that are easy, medium or hard", add_help=False)
 
     rows = commands.add_parser(
         "rows",
