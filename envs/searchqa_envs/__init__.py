@@ -4,9 +4,12 @@
 >>> env = gym.make("SearchQA-World-v0")
 """
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+
+from searchqa_retrievers.text_model_tokenizers import TextTokenizer, register_tokenizer_loader
 
 _IDS = {
     "SearchQA-World-v0": "world",
@@ -30,6 +33,16 @@ for _id, _dataset in _IDS.items():
             vector_entry_point="searchqa_envs.vector:SearchQAVectorEnv",
             kwargs={"dataset": _dataset},
         )
+
+
+def _embedded_tokenizer(folder: Path) -> TextTokenizer | None:
+    """For simulated search engines, whose package knows no tokenizers of environments."""
+    from searchqa_envs.tokenizers.of_checkpoints import embedded_tokenizer
+
+    return embedded_tokenizer(folder)
+
+
+register_tokenizer_loader(_embedded_tokenizer)
 
 __all__ = ["ENV_IDS", "SearchQAEnv", "SearchQAVectorEnv"]
 

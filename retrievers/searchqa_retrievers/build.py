@@ -43,6 +43,7 @@ _MAKERS: Mapping[str, _Maker] = {
     "http": _Maker("http_client", local=False),
     "shards": _Maker("shards", local=False),
     "online": _Maker("online", local=False),
+    "simulated": _Maker("simulated", local=False),
     "replay": _Maker("recording", "make_replay", local=False, counted=False),
 }
 RETRIEVERS = tuple(_MAKERS)

@@ -1,0 +1,184 @@
+"""A simulator behind OpenAI-compatible endpoints: prompts out as chat completions, texts back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
+from typing import Any
+
+from searchqa_retrievers.http_formats import FormatError
+from searchqa_retrievers.polite_http import Asker, Call, LoopThread, Pace, Service, check_service_url, read_key, tls_context
+from searchqa_retrievers.text_model import TextJob
+from searchqa_retrievers.types import RetrieverError, RetrieverUnavailable
+
+KEY_VARIABLE = "SEARCHQA_SIMULATOR_KEY"
+COUNTERS = ("simulator_calls", "simulator_answers", "simulator_retries", "simulator_seconds")
+_SET_HERE = ("model", "messages", "max_tokens", "temperature", "seed", "n", "stream")
+_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+
+
+class TextEndpoint:
+    """Asks endpoints for texts: chat completions of one user message, with its text as a list of one part (ZeroSearch).
+
+    Which endpoint a prompt goes to follows from its seed, as the published client draws one at random. Can be shared by threads, pickled, and used
+    on both sides of a fork.
+
+    Parameters
+    ----------
+    urls : sequence of str
+        Such as ``http://127.0.0.1:6001/v1``, with or without ``/chat/completions``.
+    model : str
+        Name sent along (published: empty).
+    temperature : float
+    system : str or None
+        System message (published: empty); None: there is none.
+    extra : mapping
+        Further fields of the request's body.
+    timeout, deadline, retries
+        Seconds of one try, seconds of one :meth:`write` with all its prompts, and how often a try is repeated.
+    concurrency : int
+        Most requests under way at each endpoint.
+    allow_hosts : sequence of str
+        Hosts to which the key may go over plain http.
+
+    Raises
+    ------
+    RetrieverError
+        An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        model: str = "",
+        *,
+        temperature: float = 0.8,
+        system: str | None = "",
+        extra: Mapping[str, Any] | None = None,
+        timeout: float = 120.0,
+        deadline: float = 600.0,
+        retries: int = 3,
+        concurrency: int = 16,
+        allow_hosts: Sequence[str] = (),
+    ) -> None:
+        if not urls or len(set(urls)) < len(urls):
+            raise RetrieverError(f"url must name at least one endpoint, each once, got {list(urls)!r}")
+        if not 0 <= temperature < float("inf") or concurrency < 1:
+            raise RetrieverError(
+                f"an endpoint needs a temperature of at least 0 and a concurrency of at least 1, got {temperature}, {concurrency}"
+            )
+        taken = sorted(set(_SET_HERE) & set(extra or {}))
+        if taken:
+            raise RetrieverError(f"extra fields may not set {', '.join(taken)}; these follow from the other options")
+        secret = read_key(KEY_VARIABLE) is not None
+        addresses = [check_service_url(url, "url", secret, tuple(allow_hosts)).rstrip("/") for url in urls]
+        self.urls = tuple(url if url.endswith("/chat/completions") else f"{url}/chat/completions" for url in addresses)
+        self.model = model
+        self.temperature = float(temperature)
+        self.system = system
+        self.extra = dict(extra or {})
+        self._services = [Service("simulator", url, (KEY_VARIABLE,), timeout, deadline, retries) for url in self.urls]
+        self._concurrency = concurrency
+        self._processes: dict[int, _Process] = {}
+        self._counted: dict[int, defaultdict[str, float]] = {}
+
+    def write(self, jobs: Sequence[TextJob]) -> tuple[list[str], int]:
+        """The texts; and 0, since endpoints refuse what they cannot take in, and cut nothing.
+
+        Raises
+        ------
+        RetrieverUnavailable
+            The tries or the time for one of the texts are spent.
+        RetrieverError
+            An endpoint refuses the key or the address.
+        """
+        process = self._process()
+        future = process.thread.run(self._ask_all(process, jobs))
+        try:
+            return future.result(), 0
+        except CancelledError:
+            raise RetrieverUnavailable(f"the client of {', '.join(self.urls)} was closed during a search") from None
+        finally:
+            future.cancel()  # an interrupt of the caller drops the connections
+
+    def stamp(self) -> dict[str, Any]:
+        """What a text depends on."""
+        return {"url": list(self.urls), "model": self.model, "system": self.system, "temperature": self.temperature, "extra": self.extra}
+
+    def counters(self) -> dict[str, float]:
+        """This process's tries, those that were answered, repeated ones, and their seconds."""
+        counted = self._counts()
+        return {f"search/{name}": float(counted[name]) for name in COUNTERS}
+
+    def close(self) -> None:
+        """Close this process's connections; calls under way fail. The next call opens new ones."""
+        process = self._processes.pop(os.getpid(), None)
+        if process is not None:
+            process.thread.close(process.client.aclose())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_processes": {}, "_counted": {}}
+
+    def _counts(self) -> defaultdict[str, float]:
+        return self._counted.setdefault(os.getpid(), defaultdict(float, dict.fromkeys(COUNTERS, 0.0)))
+
+    def _process(self) -> _Process:
+        """Loop and connections of this process: those of the parent do not survive a fork."""
+        pid = os.getpid()
+        process = self._processes.get(pid)
+        if process is None:
+            made = _Process(self._services, self._counts(), self._concurrency)
+            process = self._processes.setdefault(pid, made)
+            if process is not made:  # another thread was first
+                made.thread.close(made.client.aclose())
+        return process
+
+    async def _ask_all(self, process: _Process, jobs: Sequence[TextJob]) -> list[str]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(process.askers[job.seed % len(self.urls)].ask(self._call(job), _read)) for job in jobs]
+        except BaseExceptionGroup as errors:  # the others are cancelled: a search has all its answers or none
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    def _call(self, job: TextJob) -> Call:
+        messages: list[dict[str, Any]] = [] if self.system is None else [{"role": "system", "content": self.system}]
+        messages.append({"role": "user", "content": [{"type": "text", "text": job.prompt}]})
+        body = {
+            "model": self.model,
+            "messages": messages,
+            "max_tokens": job.max_tokens,
+            "temperature": self.temperature,
+            "seed": job.seed % 2**31,  # servers differ in how large a seed they take
+            **self.extra,
+        }
+        key = read_key(KEY_VARIABLE)
+        return Call("POST", body, secret_headers={"Authorization": f"Bearer {key}"} if key else {})
+
+
+class _Process:
+    """What :class:`TextEndpoint` has once in each process."""
+
+    def __init__(self, services: Sequence[Service], counters: defaultdict[str, float], concurrency: int) -> None:
+        import httpx2
+
+        limits = httpx2.Limits(max_connections=concurrency * len(services), max_keepalive_connections=concurrency * len(services))
+        # `Asker` keeps the time. No proxy sees what is not encrypted: plain http goes to services of one's own, keys and all.
+        self.client = httpx2.AsyncClient(verify=tls_context(), timeout=None, limits=limits, mounts={"http://": None})
+        self.askers = [Asker(self.client, service, counters, concurrency, Pace(None)) for service in services]
+        self.thread = LoopThread()
+
+
+def _read(body: Any) -> str:
+    """The text of an answer, without a model's thoughts before it."""
+    try:
+        content = body["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        raise FormatError(f"no choices[0].message.content in {body!r:.200}") from None
+    if not isinstance(content, str):
+        raise FormatError(f"the content must be a string, got {content!r:.80}")
+    return _THOUGHT.sub("", content)
