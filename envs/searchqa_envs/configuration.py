@@ -54,13 +54,17 @@ def build_source(dataset: str, split: str | None, data_dir: str | Path | None, o
             split="train" if split is None else split, **{name: value for name, value in options.items() if value is not None}
         )
     from searchqa_envs.datasets import load_custom, load_source
+    from searchqa_envs.datasets.registry import QUESTION_COLLECTIONS
 
     if dataset == "custom":
         if options.get("questions") is None:
             raise ConfigurationError(
-                "The custom data set needs questions=<path or rows>; corpus=<path> too, unless the questions carry contexts."
+                "The custom data set needs questions=<path, rows or nq_hotpotqa_train>; corpus=<path> too, unless the questions carry contexts or the "
+                "retriever asks a server."
             )
         questions, corpus = (_below(data_dir, options.get(name)) for name in ("questions", "corpus"))
+        if options["questions"] in QUESTION_COLLECTIONS:
+            return load_source(options["questions"], split=split, data_dir=data_dir, corpus=corpus)
         return load_custom(questions=questions, corpus=corpus, split=split)
     return load_source(dataset, split=split, data_dir=data_dir)
 

@@ -100,6 +100,8 @@ def detect_format(row: Row) -> str:
         return "2wikimultihopqa"
     if "context" in values and "supporting_facts" in values:
         return "hotpotqa"
+    if "idx" in values and "answer" in values:
+        return "r1-searcher"
     fields = ", ".join(map(repr, values)) or "none"
     raise MalformedRowError(
         f"{row.place}, field 'golden_answers': expected the fields of one of the formats {', '.join(FORMATS)}, found the fields {fields}. "
@@ -190,6 +192,12 @@ def _read_search_r1(row: Row, split: str | None) -> Entry:
     return Entry(Question(identifier, question, answers, metadata), ())
 
 
+def _read_r1_searcher(row: Row, split: str | None) -> Entry:
+    """R1-Searcher's rows: idx, question, answer. What they hold of generations is passed over."""
+    answers = (row.text("answer"),) if isinstance(row.get("answer"), str) else row.answers("answer")
+    return Entry(Question(row.identifier("idx"), row.text("question"), answers, {} if split is None else {"split": split}), ())
+
+
 def _question_in_prompt(row: Row) -> str:
     expected = "a list of messages whose last user message has the question after 'Question:'"
     prompt = row.get("prompt")
@@ -263,5 +271,6 @@ FORMATS: dict[str, Callable[[Row, str | None], Entry | None]] = {
     "2wikimultihopqa": _read_hotpotqa,
     "musique": _read_musique,
     "search-r1": _read_search_r1,
+    "r1-searcher": _read_r1_searcher,
 }
 """Row formats by name. ``searchqa`` (ours) and ``flashrag`` are one format; ours names the split and the gold passages in metadata."""

@@ -122,9 +122,13 @@ DATASETS: dict[str, DatasetInfo] = {info.name: info for info in _INFOS}
 
 COLLECTIONS: dict[str, HubFiles] = {
     "nq_hotpotqa_train": HubFiles("PeterJinGo/nq_hotpotqa_train", ("*.parquet",)),
+    "zerosearch": HubFiles("sunhaonlp/ZeroSearch_dataset", ("*.parquet",)),
     "wiki18": HubFiles("PeterJinGo/wiki-18-corpus", ("*.jsonl.gz", "*.jsonl")),
 }
-"""Other things ``searchqa data download`` can fetch: Search-R1's training rows and its Wikipedia corpus (tens of gigabytes unpacked)."""
+"""Other things ``searchqa data download`` can fetch: the rows of Search-R1 and of ZeroSearch, Search-R1's Wikipedia corpus (tens of gigabytes unpacked)."""
+
+QUESTION_COLLECTIONS = ("nq_hotpotqa_train", "zerosearch")
+"""Those of :data:`COLLECTIONS` that are questions: several sets merged, with a split ``train`` and a split ``test``."""
 
 
 def dataset_info(name: str) -> DatasetInfo:

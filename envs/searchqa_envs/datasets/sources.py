@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from searchqa_envs.datasets.formats import QuestionRows, canonical_split, read_questions
 from searchqa_envs.datasets.location import SetFiles, data_roots, find_corpus, find_set
-from searchqa_envs.datasets.registry import SPLITS, dataset_info
+from searchqa_envs.datasets.registry import QUESTION_COLLECTIONS, SPLITS, dataset_info
 from searchqa_envs.datasets.rows import Row, shown
 from searchqa_envs.errors import ConfigurationError, DataError, DataNotFoundError, MalformedRowError, UnknownQuestionError
 from searchqa_envs.questions import Question
@@ -168,7 +168,8 @@ def load_source(
     Parameters
     ----------
     name
-        Hydra name of the set; ``custom`` for files of one's own (then see :func:`load_custom`).
+        Hydra name of the set, or one of :data:`~searchqa_envs.datasets.registry.QUESTION_COLLECTIONS`; ``custom`` for files of one's own (then see
+        :func:`load_custom`).
     split
         ``train``, ``dev``, ``test``, ``all`` (every row of the question files), or ``extra`` (``questions_extra.jsonl``: questions whose passages
         are mostly not in the corpus). Default: ``train``, or the only one the set has; ``all`` where no row names a split.
@@ -196,7 +197,8 @@ def load_source(
         if data_dir is not None:
             raise ConfigurationError(f"the set 'custom' takes paths as questions and corpus, not data_dir; got data_dir={str(data_dir)!r}.")
         return load_custom(questions, corpus, split, format=format)
-    dataset_info(name)
+    if name not in QUESTION_COLLECTIONS:
+        dataset_info(name)
     if questions is not None or format is not None:
         raise ConfigurationError(f"questions and format belong to the set 'custom'; got them with {name!r}. Use SearchQA-Custom-v0.")
     files = locate(name, data_dir, download=download)
