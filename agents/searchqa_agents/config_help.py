@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-GROUPS = {"train": ("env", "algo", "alarms", "recipe"), "sft": ("env",), "eval": ("env", "agent"), "select": ("env", "agent"), "play": ("env",)}
+GROUPS = {
+    "train": ("env", "algo", "alarms", "recipe"),
+    "sft": ("env",),
+    "eval": ("env", "agent"),
+    "select": ("env", "agent"),
+    "play": ("env",),
+}
 
 
 def conf_dir() -> Path:

@@ -219,11 +219,13 @@ def _check_begun(path: Path, config: DictConfig) -> None:
 
     begun = path / "config.yaml"
     if begun.is_file() and (path / ATTEMPTS_FILE).is_file():
-        before = OmegaConf.load(begun)
+        before: Any = OmegaConf.load(begun)
         different = [key for key in ("attempts", "metric", "right_at") if before.get(key) != config.get(key)]
         if different:
             told = "; ".join(f"{key} was {before.get(key)}, is {config.get(key)}" for key in different)
-            raise RunFolderError(f"{path} holds attempts that were counted otherwise: {told}. Choose another run_dir, or remove the folder.")
+            raise RunFolderError(
+                f"{path} holds attempts that were counted otherwise: {told}. Choose another run_dir, or remove the folder."
+            )
 
 
 def _check_stamp(path: Path, stamp: Mapping[str, Any]) -> None:
