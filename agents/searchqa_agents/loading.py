@@ -94,9 +94,11 @@ def published_set(env: EnvSettings) -> str | None:
 def missing_data(env: EnvSettings) -> str | None:
     """The data set that an environment would download when it is made; None if it needs none or has it on this machine."""
     from searchqa_envs.datasets import locate
+    from searchqa_envs.datasets.registry import QUESTION_COLLECTIONS
     from searchqa_envs.errors import DataNotFoundError
 
-    dataset = published_set(env)
+    named = getattr(env, "questions", None)
+    dataset = named if named in QUESTION_COLLECTIONS else published_set(env)
     if dataset is None:
         return None
     try:

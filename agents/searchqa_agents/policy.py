@@ -22,7 +22,7 @@ from searchqa_agents.lora import has_lora
 from searchqa_agents.micro_batches import ForwardPass, evaluated_length, lay_out, length_sorted_batches, packed_batches
 from searchqa_agents.models import load_model, save_model
 from searchqa_agents.token_logprobs import checkpointed_token_stats, linear_token_stats
-from searchqa_agents.tokenizer_files import save_tokenizer, saved_record
+from searchqa_agents.tokenizer_files import check_record, save_tokenizer
 from searchqa_agents.transformers_lm import TransformersLM
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.base import Tokenizer
@@ -269,12 +269,7 @@ class Policy(TransformersLM):
         ConfigurationError
             If the folder records another tokenizer than the one given.
         """
-        record = saved_record(Path(path))
-        if record is not None and (record["name"], record["vocab_size"]) != (tokenizer.name, tokenizer.vocab_size):
-            raise ConfigurationError(
-                f"The policy in {path} was trained with tokenizer {record['name']!r} ({record['vocab_size']} ids); got {tokenizer.name!r} "
-                f"({tokenizer.vocab_size} ids). Make the environment with the policy's tokenizer."
-            )
+        check_record(Path(path), tokenizer)
         return cls(load_model(path, dtype=dtype, device=device), tokenizer)
 
 

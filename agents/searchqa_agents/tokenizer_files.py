@@ -32,6 +32,16 @@ def saved_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def check_record(folder: Path, tokenizer: Tokenizer) -> None:
+    """Raise ``ConfigurationError`` if a folder records another tokenizer than the one given."""
+    record = saved_record(folder)
+    if record is not None and (record["name"], record["vocab_size"]) != (tokenizer.name, tokenizer.vocab_size):
+        raise ConfigurationError(
+            f"The policy in {folder} was trained with tokenizer {record['name']!r} ({record['vocab_size']} ids); got {tokenizer.name!r} "
+            f"({tokenizer.vocab_size} ids). Make the environment with the policy's tokenizer."
+        )
+
+
 def saved_tokenizer(folder: Path) -> str:
     """What ``build_tokenizer`` takes for the tokenizer of a folder (or name on the hub). Raises ``ConfigurationError`` if it is not there."""
     record = saved_record(folder)
