@@ -1,5 +1,7 @@
 """ZeroSearch's curriculum: the published values, its ends, and what it refuses."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,8 +33,7 @@ def test_it_goes_from_start_to_end_without_turning_back(start, end, base, total,
     steps = sorted(data.draw(st.lists(st.integers(0, total), min_size=2, max_size=6)))
     values = [curriculum.probability(step, total) for step in steps]
     assert all(min(start, end) - 1e-9 <= value <= max(start, end) + 1e-9 for value in values)
-    slack = 1e-9
-    assert all((b - a) * (1 if end >= start else -1) >= -slack for a, b in zip(values, values[1:], strict=False))
+    assert all((b - a) * (1 if end >= start else -1) >= -1e-9 for a, b in pairwise(values))
     assert curriculum.probability(total, total) == pytest.approx(end)
     assert curriculum.probability(2 * total, total) == pytest.approx(end)
 
@@ -54,7 +55,9 @@ def test_a_curriculum_of_an_unknown_number_of_steps_is_refused():
         Curriculum(0, 0.5).probability(3, 0)
 
 
-@pytest.mark.parametrize("noise", [{"start": -0.1}, {"end": 1.1}, {"base": 0}, {"start": float("nan")}, {"end": True}, {"base": float("inf")}, {"b": 4}])
+@pytest.mark.parametrize(
+    "noise", [{"start": -0.1}, {"end": 1.1}, {"base": 0}, {"start": float("nan")}, {"end": True}, {"base": float("inf")}, {"b": 4}]
+)
 def test_what_is_out_of_range_is_refused(noise):
     with pytest.raises(RetrieverError):
         Curriculum.of(noise)

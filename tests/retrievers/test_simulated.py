@@ -99,7 +99,11 @@ def test_any_text_is_read(text, top_k):
 
 def test_ids_are_of_the_words():
     one, other = (read_documents(f"Doc 1: {text}", 5)[0].passage for text in ("a text", "another text"))
-    assert one.id == read_documents("preamble Doc 1:  a text\nDoc 2: more", 5)[0].passage.id == "simulated-" + one.id.removeprefix("simulated-")
+    assert (
+        one.id
+        == read_documents("preamble Doc 1:  a text\nDoc 2: more", 5)[0].passage.id
+        == "simulated-" + one.id.removeprefix("simulated-")
+    )
     assert one.id != other.id
 
 
@@ -168,9 +172,7 @@ def test_each_answer_is_of_its_own_rows_prompt(rows, cached):
     """Whatever rows search, in whatever order, also twice."""
     retriever = Simulated(Echo(), ECHO)
     answers = (Cached(retriever) if cached else retriever).search([ROWS[row] for row in rows])
-    assert [told(hits) for hits in answers] == [
-        ["useful", "five", f"question {row}", f"answer {row}", f"query {row % 3}"] for row in rows
-    ]
+    assert [told(hits) for hits in answers] == [["useful", "five", f"question {row}", f"answer {row}", f"query {row % 3}"] for row in rows]
 
 
 def test_equal_requests_are_asked_once_and_answered_each():
@@ -257,7 +259,11 @@ def test_the_cache_key_has_what_an_answer_depends_on(field):
 
 def test_the_cache_key_leaves_out_what_is_never_told():
     retriever = Simulated(Echo(), "sft")
-    assert retriever.cache_key(asked()) == retriever.cache_key(asked(golden_answers=("Shakespeare",))) == retriever.cache_key(asked(filters={"world": "1"}))
+    assert (
+        retriever.cache_key(asked())
+        == retriever.cache_key(asked(golden_answers=("Shakespeare",)))
+        == retriever.cache_key(asked(filters={"world": "1"}))
+    )
 
 
 def test_the_cache_key_has_settings_and_is_of_no_real_search():
