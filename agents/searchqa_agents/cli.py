@@ -107,6 +107,20 @@ Examples:
   searchqa report runs/seed0 runs/seed1 runs/seed2
   searchqa report --markdown runs/compare""",
     ),
+    "recipe": Command(
+        "integrations.verl_recipe",
+        "write a training configuration as what another engine needs to run it: verl",
+        """usage: searchqa recipe verl [--out FOLDER] [--rows] [key=value ...]
+
+key=value are those of `searchqa train`. Prints verl's overrides, and what verl does in another way than the native trainer. What verl cannot do is refused.
+  --out FOLDER             write train.sh, agent_loops.yaml and config.yaml there instead of printing the overrides
+  --rows                   and the questions, train.parquet and test.parquet; downloads them where they are not on this machine
+
+Examples:
+  searchqa recipe verl recipe=published/search_r1_grpo llm=qwen2.5-3b
+  searchqa recipe verl --out runs/verl --rows recipe=published/search_r1_ppo llm=qwen2.5-3b
+  PYTHON=.venv-engines/bin/python GPUS=8 runs/verl/train.sh""",
+    ),
     "serve": Command(
         "serve_command",
         "be a search server over a corpus, for this package and for the clients of Search-R1, R1-Searcher and ZeroSearch",
