@@ -30,7 +30,7 @@ class TextEndpoint:
     Parameters
     ----------
     urls : sequence of str
-        Such as ``http://127.0.0.1:6001/v1``, with or without ``/chat/completions``.
+        Such as ``http://127.0.0.1:6001``, with or without ``/v1`` and ``/chat/completions``.
     model : str
         Name sent along (published: empty).
     temperature : float
@@ -75,8 +75,7 @@ class TextEndpoint:
         if taken:
             raise RetrieverError(f"extra fields may not set {', '.join(taken)}; these follow from the other options")
         secret = read_key(KEY_VARIABLE) is not None
-        addresses = [check_service_url(url, "url", secret, tuple(allow_hosts)).rstrip("/") for url in urls]
-        self.urls = tuple(url if url.endswith("/chat/completions") else f"{url}/chat/completions" for url in addresses)
+        self.urls = tuple(_address(check_service_url(url, "url", secret, tuple(allow_hosts))) for url in urls)
         self.model = model
         self.temperature = float(temperature)
         self.system = system
@@ -171,6 +170,14 @@ class _Process:
         self.client = httpx2.AsyncClient(verify=tls_context(), timeout=None, limits=limits, mounts={"http://": None})
         self.askers = [Asker(self.client, service, counters, concurrency, Pace(None)) for service in services]
         self.thread = LoopThread()
+
+
+def _address(url: str) -> str:
+    """Of chat completions, which are below ``/v1`` where the address has no path."""
+    url = url.rstrip("/")
+    if url.endswith("/chat/completions"):
+        return url
+    return f"{url}/chat/completions" if "/" in url.partition("://")[2] else f"{url}/v1/chat/completions"
 
 
 def _read(body: Any) -> str:

@@ -169,6 +169,19 @@ def test_settings_reach_the_endpoint(serve, simulated):
     assert (body["model"], body["temperature"], body["max_tokens"], body["top_p"]) == ("big", 0.0, 9, 0.5)
 
 
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+def test_an_address_may_be_of_the_server_or_of_its_chat_completions(serve, simulated, path):
+    server = serve()
+    simulated(server.url.removesuffix("/v1") + path).search(ROWS[:1])
+    assert server.paths == ["/v1/chat/completions"]
+
+
+def test_a_path_of_ones_own_is_kept(serve, simulated):
+    server = serve()
+    simulated(f"{server.url}/proxy/v2").search(ROWS[:1])
+    assert server.paths == ["/v1/proxy/v2/chat/completions"]
+
+
 def test_each_answer_is_of_its_own_rows_prompt(serve, simulated):
     """Whatever rows search, and in whatever order answers come back."""
     server = serve()
