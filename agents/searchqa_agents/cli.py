@@ -48,7 +48,8 @@ Examples:
   searchqa train plugins=[my_algorithm.py] algo=mine  an algorithm of your own, which the file registers
   searchqa train run_dir=runs/mine                    the same line again goes on from the last checkpoint
   searchqa train resume=runs/mine
-  searchqa train -m algo=grpo,ppo seed=0,1,2 start=shipped run_dir=runs/compare    six runs; then: searchqa report runs/compare""",
+  searchqa train -m algo=grpo,ppo seed=0,1,2 start=shipped run_dir=runs/compare    six runs; then: searchqa report runs/compare
+  searchqa train -m ablation=mask run_dir=runs/mask                                an ablation, all its variants and seeds""",
     ),
     "sft": Command(
         "sft_command",
@@ -94,17 +95,20 @@ Examples:
     "index": Command("index_command", "build, look at, measure and verify search indexes", ""),
     "report": Command(
         "report",
-        "make picture, page and table of finished runs again; several runs: means over seeds, or algorithms compared",
-        """usage: searchqa report [--markdown] FOLDER [FOLDER ...]
+        "make picture, page and table of finished runs again; several runs: means over seeds, or variants compared",
+        """usage: searchqa report [--markdown] [--save FILE.json] FOLDER [FOLDER ...]
+       searchqa report [--markdown] FILE.json [FILE.json ...]
 
 A folder is that of a run, or one with runs beneath it, such as a sweep's. Writes learning_curve.png and report.html into each run's folder again
-and prints a table. Runs that differ in their seed only: the mean and its 95% interval. Training runs that differ in algorithm and seed only: a row for each
-algorithm, and comparison.png in the folder. Otherwise a column for each run.
+and prints a table. Runs that differ in their seed only: the mean and its 95% interval. Training runs that were measured alike and differ in a setting,
+such as an ablation's: a row for each variant, with paired differences from the first, and comparison.png in the folder. Otherwise a column for each run.
   --markdown               print the table in Markdown, and nothing else
+  --save FILE.json         keep the comparison: one small file, and its picture beside it, from which the table and the picture can be made again
 
 Examples:
   searchqa report runs/2026-11-20_10-00-00-train-world-grpo
   searchqa report runs/seed0 runs/seed1 runs/seed2
+  searchqa report runs/mask --save results/mask.json
   searchqa report --markdown runs/compare""",
     ),
     "recipe": Command(

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 GROUPS = {
-    "train": ("env", "algo", "alarms", "recipe"),
+    "train": ("env", "algo", "alarms", "recipe", "ablation"),
     "sft": ("env",),
     "eval": ("env", "agent"),
     "select": ("env", "agent"),
@@ -48,6 +48,8 @@ def groups_text(command: str) -> str:
     lines = ["Groups:"]
     for group in GROUPS[command]:
         lines.append(f"  {group}={'|'.join(options(group))}")
+        if group == "ablation":
+            lines += [f"      {name:<16} {_about(group, name)}" for name in options(group)]
         if group == "env":
             common = [key for key, _ in _keys(conf_dir() / "env" / "common" / "arguments.yaml")]
             own = {
@@ -58,6 +60,12 @@ def groups_text(command: str) -> str:
             lines.append(f"      {', '.join(common[8:])};")
             lines.append(f"      the world also {own['world']}; custom also {own['custom']}. For example env.top_k=5")
     return "\n".join(lines)
+
+
+def _about(group: str, option: str) -> str:
+    """The comment at the beginning of an option's file."""
+    lines = (conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+    return next(line.removeprefix("# ") for line in lines if line.startswith("# ") and "@package" not in line)
 
 
 def keys_text(command: str) -> str:

@@ -61,7 +61,7 @@ def run_app(
         with tempfile.TemporaryDirectory() as nowhere:
             if dry_run or place().rank:  # leaves no folder behind; of several processes, the first writes
                 line += [f"hydra.run.dir='{nowhere}'", f"hydra.sweep.dir='{nowhere}'", "hydra.output_subdir=null", "hydra/job_logging=none"]
-            sys.argv = [f"searchqa {config_name}", *line]
+            sys.argv = [f"searchqa {config_name}", *_options_first(line)]
             job = _Job(task, config_name)
             hydra.main(config_path=CONFIG_PATH, config_name=config_name, version_base="1.3")(job)()
     except _JobFailed as failed:
@@ -131,7 +131,9 @@ def check_config(path: Path, config: DictConfig) -> None:
     file = path / "config.yaml"
     if file.exists():
         now, before = _resolved(config), _resolved(OmegaConf.load(file))
-        different = [key for key in ("env", "seed", "agent", "start", "lora", "evaluation") if before.get(key) != now.get(key)]
+        different = [
+            key for key in ("env", "seed", "agent", "start", "lora", "questions", "stages", "evaluation") if before.get(key) != now.get(key)
+        ]
         if _algorithm_name(before) not in (None, _algorithm_name(now)):
             different.append("algo")
         if different:
@@ -186,6 +188,30 @@ def _with_resume(line: list[str]) -> list[str]:
     theirs = {word.partition("=")[0] for word in line} | {"run_dir", "resume", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.mode"}
     saved = [str(word) for word in begun if str(word).partition("=")[0] not in theirs]
     return [*saved, *line, f"run_dir='{folder}'"]
+
+
+WITH_VALUE = (
+    "--config-dir",
+    "-cd",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--package",
+    "-p",
+    "--cfg",
+    "-c",
+    "--experimental-rerun",
+)
+"""Options of Hydra that are followed by a value."""
+
+
+def _options_first(line: Sequence[str]) -> list[str]:
+    """Options before overrides: Hydra's parser takes no override behind an option that stands behind another override."""
+    options, overrides = [], []
+    for before, word in zip(("", *line), line, strict=False):
+        (options if word.startswith("-") or before in WITH_VALUE else overrides).append(word)
+    return [*options, *overrides]
 
 
 def _with_sweep_folders(line: list[str]) -> list[str]:

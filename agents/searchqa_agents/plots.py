@@ -1,10 +1,11 @@
-"""Pictures: the learning curve of a training run, and several algorithms beside each other."""
+"""Pictures: the learning curve of a training run, and several variants beside each other."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -40,9 +41,9 @@ def learning_curve(lines: Lines, measures: Mapping[str, Mapping[str, float]], ti
     Parameters
     ----------
     lines
-        Of ``metrics.jsonl``; the phases warmup, sft, and any others with ``charts/em`` (reinforcement learning).
+        Of ``metrics.jsonl``; the phases warmup, sft, and any others with ``charts/em`` (reinforcement learning), where stages are told apart by a line.
     measures
-        What was measured "before" and "after", by keys such as ``hops=2/sampled/em``.
+        What was measured "before" and "after", and "after <stage>" between stages, by keys such as ``hops=2/sampled/em``.
     """
     losses = [line for line in lines if {"losses/warmup_loss", "losses/sft_loss"} & line.keys()]
     steps = [line for line in lines if "charts/em" in line]
@@ -87,8 +88,9 @@ def _success(axes: Axes, lines: Lines, measures: Mapping[str, Mapping[str, float
     axes.plot(x, em, color=BLUE, linewidth=1.6, label="exact match, training questions")
     if any(abs(a - b) > 1e-9 for a, b in zip(em, reward, strict=True)):
         axes.plot(x, reward, color=GREY, linewidth=1.2, linestyle="--", label="reward, training questions")
-    _marks(axes, measures, "em", max(x))
-    axes.set_ylim(-0.02, max(1.08, *reward))
+    _marks(axes, lines, measures, "em", max(x))
+    axes.set_ylim(min(-0.02, *reward), max(1.08, *reward))
+    _switches(axes, lines)
     axes.set_title("Exact match", fontsize=10, loc="left")
     axes.set_xlabel("step of reinforcement learning")
     axes.legend(frameon=False, fontsize=8, loc="lower right" if em[-1] > 0.4 else "upper left")
@@ -98,38 +100,95 @@ def _searches(axes: Axes, lines: Lines, measures: Mapping[str, Mapping[str, floa
     steps = [line for line in lines if "charts/searches" in line]
     x = [line["step"] for line in steps]
     axes.plot(x, [line["charts/searches"] for line in steps], color=BLUE, linewidth=1.6, label="training questions")
-    _marks(axes, measures, "searches", max(x, default=1))
+    rates = [(line["step"], line["charts/search_rate"]) for line in steps if "charts/search_rate" in line]
+    if rates:
+        axes.plot(*zip(*rates, strict=True), color=GREY, linewidth=1.2, linestyle="--", label="share of them with a search")
+    _marks(axes, lines, measures, "searches", max(x, default=1))
     axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) * 1.08)
+    _switches(axes, lines)
     axes.set_title("Searches per question", fontsize=10, loc="left")
     axes.set_xlabel("step of reinforcement learning")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
+Curves = Mapping[str, Sequence[Sequence[tuple[int, float]]]]
+"""For each variant, for each of its runs that has them: pairs of step and value."""
+
+OVERLAID = 5
+"""Up to this many variants are drawn over each other; more get a panel each."""
+
+
 def comparison(
-    curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], results: Mapping[str, Sequence[tuple[float, ...]]], measure: str | None
+    curves: Mapping[str, Curves],
+    results: Mapping[str, Sequence[tuple[float, float]]],
+    intervals: Mapping[str, tuple[float, float | None]],
+    measure: str | None,
 ) -> bytes:
-    """Algorithms beside each other, as PNG.
+    """Variants beside each other, as PNG.
 
     Parameters
     ----------
     curves
-        For each algorithm, for each of its runs: pairs of step and exact match on training questions. Drawn as mean and range, a panel for each.
+        ``em`` and ``searches`` on training questions. Drawn as mean and range over the runs.
     results
-        For each algorithm, for each of its runs: exact match on held-out questions before and after. Drawn as a dot for each run.
+        For each variant, for each of its runs: exact match on held-out questions before and after. Drawn as a dot for each run.
+    intervals
+        For each variant the mean of the latter and the half-width of its interval, or None. Drawn as a bar.
     measure
         What the results are of, such as ``hops=2/sampled``.
     """
     colours = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(results)}
-    drawn = {label: _mean_and_range(runs) for label, runs in curves.items() if any(runs)}
-    columns = max(1, math.ceil(math.sqrt(len(drawn))))
-    rows = max(1, math.ceil(len(drawn) / columns))
-    figure = Figure(figsize=(12, max(3.6, 1.2 + 1.5 * rows, 1.3 + 0.34 * len(results))), dpi=140, layout="constrained")
+    drawn = {name: {label: _mean_and_range(runs) for label, runs in own.items() if any(runs)} for name, own in curves.items()}
+    overlaid = len(results) <= OVERLAID
+    rows = 2 if overlaid else max(1, math.ceil(len(drawn["em"]) / math.ceil(math.sqrt(max(1, len(drawn["em"]))))))
+    figure = Figure(figsize=(12, max(4.6 if overlaid else 3.6, 1.2 + 1.5 * rows, 1.3 + 0.34 * len(results))), dpi=140, layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=(1.35, 1))
     curves_part, results_part = parts
-    panels = curves_part.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    panels = _overlaid_curves(curves_part, drawn, colours) if overlaid else _small_multiples(curves_part, drawn["em"], colours, rows)
+    curves_part.supxlabel("step", fontsize=9)
+    right = results_part.subplots()
+    _held_out(right, results, intervals, colours, in_order=overlaid)
+    hops = f"{measure.partition('/')[0].removeprefix('hops=')}-hop " if measure and measure.startswith("hops=") else ""
+    results_part.suptitle(f"Held-out {hops}questions, sampled: before ○, after ●, mean and 95% interval ▬", fontsize=10, x=0.01, ha="left")
+    results_part.supxlabel("exact match", fontsize=9)
+    for axes, grid in (*((panel, "y") for panel in panels), (right, "x")):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis=grid, color="#e4e4e0", linewidth=0.8)
+        axes.set_axisbelow(True)
+    file = BytesIO()
+    figure.savefig(file, format="png", facecolor="white")
+    return file.getvalue()
+
+
+Bands = Mapping[str, Sequence[tuple[int, float, float, float]]]
+
+
+def _overlaid_curves(part: Any, drawn: Mapping[str, Bands], colours: Mapping[str, str]) -> list[Axes]:
+    """Exact match above searches, all variants in one panel each."""
+    panels = list(part.subplots(2, 1, sharex=True, height_ratios=(1.6, 1)))
+    for panel, (name, title) in zip(panels, (("em", "exact match"), ("searches", "searches per question")), strict=True):
+        for label, points in drawn[name].items():
+            steps, means, lows, highs = zip(*points, strict=True)
+            panel.fill_between(steps, lows, highs, color=colours[label], alpha=0.18, linewidth=0)
+            panel.plot(steps, means, color=colours[label], linewidth=1.8, label=label)
+        panel.set_ylabel(title, fontsize=9)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.tick_params(labelsize=8)
+    panels[0].set_ylim(-0.02, 1.02)
+    panels[1].set_ylim(bottom=0)
+    if drawn["em"]:
+        panels[0].legend(frameon=False, fontsize=8.5, loc="best")
+    part.suptitle("Training questions, sampled: mean and range over seeds", fontsize=10, x=0.01, ha="left")
+    return panels
+
+
+def _small_multiples(part: Any, drawn: Bands, colours: Mapping[str, str], rows: int) -> list[Axes]:
+    """Exact match, a panel for each variant, the others in grey."""
+    columns = max(1, math.ceil(len(drawn) / rows))
+    panels = list(part.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten())
     lowest = min((low for points in drawn.values() for _, _, low, _ in points), default=0.0)
     for panel, label in zip(panels, drawn, strict=False):
-        for other, points in drawn.items():  # the others in grey, to compare with
+        for other, points in drawn.items():
             if other != label:
                 panel.plot([step for step, *_ in points], [mean for _, mean, *_ in points], color="#cfd2d6", linewidth=0.8)
         steps, means, lows, highs = zip(*drawn[label], strict=True)
@@ -141,39 +200,39 @@ def comparison(
         panel.tick_params(labelsize=8, labelbottom=True)
     for panel in panels[len(drawn) :]:
         panel.set_visible(False)
-    curves_part.suptitle(
-        "Exact match on training questions, sampled: mean and range over seeds; the others in grey", fontsize=10, x=0.01, ha="left"
-    )
-    curves_part.supxlabel("step", fontsize=9)
-    right = results_part.subplots()
-    order = sorted(results, key=lambda label: sum(after for _, after in results[label]) / len(results[label]))
+    title = "Exact match on training questions, sampled: mean and range over seeds; the others in grey"
+    part.suptitle(title, fontsize=10, x=0.01, ha="left")
+    return panels
+
+
+def _held_out(
+    axes: Axes,
+    results: Mapping[str, Sequence[tuple[float, float]]],
+    intervals: Mapping[str, tuple[float, float | None]],
+    colours: Mapping[str, str],
+    in_order: bool,
+) -> None:
+    """A row for each variant: in their order from above, or the best above."""
+    order = list(results)[::-1] if in_order else sorted(results, key=lambda label: intervals[label][0])
     for row, label in enumerate(order):
         befores, afters = zip(*results[label], strict=True)
-        before, after = sum(befores) / len(befores), sum(afters) / len(afters)
-        right.plot([before, after], [row, row], color=colours[label], linewidth=1.4, alpha=0.45)
-        right.scatter(befores, [row] * len(befores), facecolors="white", edgecolors=colours[label], s=26, zorder=3)
-        right.scatter(afters, [row] * len(afters), color=colours[label], s=26, zorder=4)
-        right.annotate(
-            f"{after:.3f}", (max(afters), row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9, color=colours[label]
-        )
-    right.set_yticks(range(len(order)), order)
-    for tick, label in zip(right.get_yticklabels(), order, strict=True):
+        mean, half = intervals[label]
+        axes.plot([sum(befores) / len(befores), mean], [row, row], color=colours[label], linewidth=1.2, alpha=0.35)
+        if half is not None:
+            low, high = max(0.0, mean - half), min(1.0, mean + half)
+            axes.plot([low, high], [row, row], color=colours[label], linewidth=7, alpha=0.3, solid_capstyle="butt")
+            axes.plot([mean, mean], [row - 0.16, row + 0.16], color=colours[label], linewidth=1.6)
+        axes.scatter(befores, [row] * len(befores), facecolors="white", edgecolors=colours[label], s=26, zorder=3)
+        axes.scatter(afters, [row] * len(afters), color=colours[label], s=20, zorder=4)
+        axes.annotate(f"{mean:.3f}", (mean, row), xytext=(0, 11), textcoords="offset points", ha="center", fontsize=9, color=colours[label])
+    axes.set_yticks(range(len(order)), order)
+    for tick, label in zip(axes.get_yticklabels(), order, strict=True):
         tick.set_color(colours[label])
         tick.set_fontweight("bold")
-    right.set_ylim(-0.7, len(order) - 0.3)
-    right.set_xlim(-0.02, 1.18)
-    right.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    hops = f"{measure.partition('/')[0].removeprefix('hops=')}-hop " if measure and measure.startswith("hops=") else ""
-    right.tick_params(labelsize=8.5)
-    results_part.suptitle(f"Held-out {hops}questions, sampled: before ○, after ● (each seed)", fontsize=10, x=0.01, ha="left")
-    results_part.supxlabel("exact match", fontsize=9)
-    for axes, grid in (*((panel, "y") for panel in panels), (right, "x")):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis=grid, color="#e4e4e0", linewidth=0.8)
-        axes.set_axisbelow(True)
-    file = BytesIO()
-    figure.savefig(file, format="png", facecolor="white")
-    return file.getvalue()
+    axes.set_ylim(-0.7, len(order) - 0.3)
+    axes.set_xlim(-0.03, 1.06)
+    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    axes.tick_params(labelsize=8.5)
 
 
 def _mean_and_range(runs: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float, float, float]]:
@@ -190,12 +249,37 @@ def headline(measures: Mapping[str, Mapping[str, float]]) -> str | None:
     return max(keys, default=None)
 
 
-def _marks(axes: Axes, measures: Mapping[str, Mapping[str, float]], metric: str, last_step: int) -> None:
-    """Before and after, on questions never trained on."""
+def stage_ends(lines: Lines) -> list[tuple[int, str, str]]:
+    """Where a run changed to another stage: the last step of the one that ended, its name, and the name of the next."""
+    steps = [line for line in lines if line.get("stage")]
+    return [(int(one["step"]), one["stage"], other["stage"]) for one, other in pairwise(steps) if one["stage"] != other["stage"]]
+
+
+def _switches(axes: Axes, lines: Lines) -> None:
+    """A labelled vertical line where a stage ends and the next begins."""
+    for step, name, following in stage_ends(lines):
+        axes.axvline(step + 0.5, color=GREY, linewidth=1.0, linestyle=":", label="_switch")
+        for text, side in ((name, "right"), (following, "left")):
+            axes.annotate(
+                text,
+                (step + 0.5, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(-4 if side == "right" else 4, -2),
+                textcoords="offset points",
+                color=GREY,
+                fontsize=8,
+                ha=side,
+                va="top",
+            )
+
+
+def _marks(axes: Axes, lines: Lines, measures: Mapping[str, Mapping[str, float]], metric: str, last_step: int) -> None:
+    """Before and after, and between stages, on questions never trained on."""
     prefix = headline(measures)
+    between = [(step, f"after {name}") for step, name, _ in stage_ends(lines)]
     points = [
         (x, measures[when][f"{prefix}/{metric}"], when)
-        for x, when in ((0, "before"), (last_step, "after"))
+        for x, when in ((0, "before"), *between, (last_step, "after"))
         if f"{prefix}/{metric}" in measures.get(when, {})
     ]
     if not points:
@@ -206,7 +290,7 @@ def _marks(axes: Axes, measures: Mapping[str, Mapping[str, float]], metric: str,
     for place, value, when in points:
         left = place == 0
         axes.annotate(
-            f"{when} {value:.2f}",
+            f"{when if when in ('before', 'after') else ''} {value:.2f}".strip(),
             (place, value),
             xytext=(6 if left else -6, 8 if value < 0.9 or metric != "em" else -14),
             textcoords="offset points",

@@ -12,17 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from searchqa_agents.runs import OWN_TO_A_RUN, SUMMARY_FILE, RunFolderError, check_run_folder, read_metrics, read_searches, replace_file
+from searchqa_agents.table import markdown
+from searchqa_agents.variants import (
+    compared,
+    comparison_table,
+    draw_comparison,
+    mean_and_interval,
+    read_results,
+    settings_of,
+    write_results,
+)
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from searchqa_agents.trajectory import Trajectory
     from searchqa_envs.tokenizers.base import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-OF_NO_MATTER = frozenset(
-    {"seed", "name", "run_dir", "threads", "device", "dry_run", "plugins", "keep_last", "rollouts_every", "max_lost_rollouts"}
-)
-"""Parts of a configuration that may."""
 
 
 def main(line: Sequence[str]) -> int:
@@ -30,14 +37,20 @@ def main(line: Sequence[str]) -> int:
     from rich.console import Console
 
     from searchqa_agents.cli import UsageError
-    from searchqa_agents.table import markdown, show, stamp_line
+    from searchqa_agents.table import show, stamp_line
 
-    folders = [word for word in line if word != "--markdown"]
-    if not folders or any(word.startswith("-") for word in folders):
+    words, kept_as = _words(line)
+    as_markdown, folders = "--markdown" in words, [word for word in words if word != "--markdown"]
+    results = [Path(word) for word in folders if word.endswith(".json")]
+    if not folders or any(word.startswith("-") for word in folders) or (results and (kept_as or len(results) < len(folders))):
         raise UsageError(
-            "report needs the folders of runs or sweeps: `searchqa report [--markdown] FOLDER [FOLDER ...]`. See `searchqa report --help`."
+            "report needs the folders of runs or sweeps: `searchqa report [--markdown] [--save FILE.json] FOLDER [FOLDER ...]`, or files that "
+            "--save has written: `searchqa report [--markdown] FILE.json [FILE.json ...]`. See `searchqa report --help`."
         )
     console = Console()
+    if results:
+        _report_results(results, as_markdown, console)
+        return 0
     paths = [path for folder in folders for path in runs_beneath(Path(folder))]
     unfinished = [path for path in paths if not (path / SUMMARY_FILE).is_file()]
     runs = [read_run(path) for path in paths if len(paths) == 1 or path not in unfinished] or [read_run(paths[0])]
@@ -45,19 +58,28 @@ def main(line: Sequence[str]) -> int:
         write_picture(run.path)
         write_page(run.path)
     files = [("Page", run.path / "report.html") for run in runs]
+    comparison = compared(runs, _command(folders))
+    if kept_as and comparison is None:
+        raise UsageError(
+            "--save keeps comparisons: several training runs that were measured alike and differ in a setting beside the seed."
+        )
     if len(runs) == 1:
         tables = [(runs[0].name, runs[0].summary["columns"], runs[0].summary["rows"])]
-    elif (groups := algorithm_groups(runs)) is not None:
-        tables = [algorithm_table(groups)]
-        files.append(("Comparison", write_comparison(Path(os.path.commonpath([Path(folder).resolve() for folder in folders])), groups)))
+    elif comparison is not None:
+        tables = [comparison_table(comparison)]
+        folder = Path(os.path.commonpath([Path(folder).resolve() for folder in folders]))
+        files.append(("Comparison", draw_comparison(folder / "comparison.png", comparison)))
+        if kept_as:
+            write_results(Path(kept_as), comparison)
+            files += [("Results", Path(kept_as)), ("Picture", draw_comparison(Path(kept_as).with_suffix(".png"), comparison))]
     else:
         tables = combined(runs)
     for title, columns, rows in tables:
-        if "--markdown" in line:
+        if as_markdown:
             console.print(markdown(columns, rows), markup=False, highlight=False, soft_wrap=True)
         else:
             show(console, title, columns, rows, stamp_line(runs[0].stamp) if len(runs) == 1 else "")
-    if "--markdown" not in line:
+    if not as_markdown:
         for run in runs:
             if searches := read_searches(run.path):
                 name = f"{run.path.name}: " if len(runs) > 1 else ""
@@ -72,12 +94,60 @@ def main(line: Sequence[str]) -> int:
     return 0
 
 
+def _words(line: Sequence[str]) -> tuple[list[str], str | None]:
+    """The words of a line without ``--save FILE``, and that file."""
+    from searchqa_agents.cli import UsageError
+
+    words = list(line)
+    if "--save" not in words:
+        return words, None
+    place = words.index("--save")
+    file = words[place + 1] if place + 1 < len(words) else ""
+    if not file.endswith(".json"):
+        raise UsageError(f"--save needs the name of a file that ends in .json, such as results/mask.json; got {file!r}.")
+    return words[:place] + words[place + 2 :], file
+
+
+def _report_results(files: Sequence[Path], as_markdown: bool, console: Console) -> None:
+    """Tables, and pictures beside them, of comparisons that were kept."""
+    from searchqa_agents.table import show, stamp_line
+
+    for file in files:
+        comparison = read_results(file)
+        title, columns, rows = comparison_table(comparison)
+        if as_markdown:
+            console.print(markdown(columns, rows), markup=False, highlight=False, soft_wrap=True)
+            continue
+        show(console, f"{file.stem}. {title}", columns, rows, ", ".join(filter(None, [comparison.command, stamp_line(comparison.stamp)])))
+        picture = draw_comparison(file.with_suffix(".png"), comparison)
+        console.print(f"Picture: {picture}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _command(folders: Sequence[str]) -> str:
+    """The line that began a sweep, without its folder; empty where the runs are not those of one sweep."""
+    import yaml
+
+    file = Path(folders[0]) / "multirun.yaml"
+    if len(folders) > 1 or not file.is_file():
+        return ""
+    overrides = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["overrides"]["task"]
+    return " ".join(["searchqa train -m", *overrides])
+
+
 def runs_beneath(folder: Path) -> list[Path]:
-    """A run's folder itself, or those of all runs beneath a folder, such as a sweep's, in the order of their names."""
+    """A run's folder itself, or those of all runs beneath a folder: a sweep's in the order of its line, others by name."""
     if (folder / "config.yaml").is_file():
         return [folder]
-    found = sorted(file.parent for file in folder.glob("**/config.yaml") if file.parent.name != ".hydra")
+    found = sorted((file.parent for file in folder.glob("**/config.yaml") if file.parent.name != ".hydra"), key=_place_in_sweep)
     return found or [check_run_folder(folder)]  # which raises
+
+
+def _place_in_sweep(path: Path) -> tuple[int, str]:
+    import yaml
+
+    file = path / ".hydra" / "hydra.yaml"
+    number = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["job"].get("num", 0) if file.is_file() else 0
+    return int(number or 0), str(path)
 
 
 class Run(argparse.Namespace):
@@ -112,80 +182,6 @@ def _config(path: Path) -> dict[str, Any]:
 
     config: dict[str, Any] = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     return config
-
-
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration makes a difference between runs, beside the seed; flat, such as ``algo.steps``."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{name}": part for name, part in value.items() if name != "seed" or key not in ("algo", "warmup", "sft")}
-        elif key not in OF_NO_MATTER:
-            flat[key] = value
-    return flat
-
-
-def algorithm_groups(runs: Sequence[Run]) -> dict[str, list[Run]] | None:
-    """Training runs by algorithm, where they differ in nothing but the algorithm with its settings and the seed; else None.
-
-    Where an algorithm comes with several settings, its name is followed by those that differ.
-    """
-    if any(run.summary["kind"] != "train" for run in runs):
-        return None
-    settings = [_settings(run.config) for run in runs]
-    others = [{key: value for key, value in one.items() if not key.startswith("algo.")} for one in settings]
-    if any(other != others[0] for other in others):
-        return None
-    groups: dict[str, list[Run]] = {}
-    for run, own in zip(runs, settings, strict=True):
-        label = run.summary["algorithm"]
-        alike = [one for other, one in zip(runs, settings, strict=True) if other.summary["algorithm"] == label]
-        differing = [key for key in own if any(one.get(key) != own[key] for one in alike)]
-        parts = [label, *(f"{key.removeprefix('algo.')}={own[key]}" for key in differing)]
-        groups.setdefault(" ".join(parts), []).append(run)
-    return groups if len(groups) > 1 else None
-
-
-def algorithm_table(groups: Mapping[str, Sequence[Run]]) -> tuple[str, list[str], list[list[str]]]:
-    """Title, columns and rows: for each algorithm the means over its runs, and behind those of exact match each run's value."""
-    from searchqa_agents.plots import headline
-    from searchqa_agents.table import mean_and_each
-
-    runs = [run for group in groups.values() for run in group]
-    prefix = headline(runs[0].summary["measures"])
-    hops = f"{prefix.partition('/')[0].removeprefix('hops=')}-hop " if prefix and prefix.startswith("hops=") else ""
-    seeds = sorted({run.summary["seed"] for run in runs})
-    title = f"By algorithm: {hops}held-out questions, sampled; mean and each run (seeds {', '.join(map(str, seeds))})"
-    columns = ["algorithm", "EM before", "EM after", "searches", "tokens", "seconds"]
-    rows = []
-    for label, group in groups.items():
-        ordered = sorted(group, key=lambda run: int(run.summary["seed"]))
-        before, after = ([run.summary["measures"][when] for run in ordered] for when in ("before", "after"))
-        em = [mean_and_each([measures.get(f"{prefix}/em", math.nan) for measures in one]) for one in (before, after)]
-        searches = " → ".join(f"{_mean([measures.get(f'{prefix}/searches', math.nan) for measures in one]):.2f}" for one in (before, after))
-        tokens = f"{_mean([run.summary['tokens'] for run in ordered]) / 1e6:.2f} M"
-        rows.append([label, *em, searches, tokens, f"{_mean([run.summary['seconds_training'] for run in ordered]):.0f}"])
-    return title, columns, rows
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def write_comparison(folder: Path, groups: Mapping[str, Sequence[Run]]) -> Path:
-    """Draw ``comparison.png`` into a folder: learning curves and held-out results by algorithm."""
-    from searchqa_agents.plots import comparison, headline
-
-    curves, results = {}, {}
-    for label, group in groups.items():
-        lines = [[line for line in read_metrics(run.path) if line["phase"] == "train" and "charts/em" in line] for run in group]
-        curves[label] = [[(int(line["step"]), float(line["charts/em"])) for line in one] for one in lines if one]
-        prefix = headline(group[0].summary["measures"])
-        results[label] = [tuple(run.summary["measures"][when][f"{prefix}/em"] for when in ("before", "after")) for run in group]
-    picture = comparison(curves, results, prefix)
-    file = folder / "comparison.png"
-    replace_file(file, lambda partial: partial.write_bytes(picture))
-    return file
 
 
 def totals_of_training(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -248,7 +244,7 @@ def combined(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]
     """One table (title, columns, rows): means over runs that differ in their seed only, otherwise a column for each run."""
     from searchqa_agents.table import number
 
-    stamps = [{key: value for key, value in run.stamp.items() if key not in OWN_TO_A_RUN} | _settings(run.config) for run in runs]
+    stamps = [{key: value for key, value in run.stamp.items() if key not in OWN_TO_A_RUN} | settings_of(run.config) for run in runs]
     values = [run_values(run) for run in runs]
     titles = {name: None for one in values for name in one}
     if all(stamp == stamps[0] for stamp in stamps[1:]):
@@ -282,40 +278,6 @@ def run_values(run: Run) -> dict[str, dict[str, float]]:
         title: {when: measures[when][key] for when in ("before", "after") if key in measures.get(when, {})}
         for key, title in run.summary["titles"].items()
     }
-
-
-T_975 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-    2.120,
-    2.110,
-    2.101,
-    2.093,
-)
-"""97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom."""
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half-width of its 95% interval (Student's t, runs as independent draws); None for a single value."""
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    quantile = T_975[len(values) - 2] if len(values) - 2 < len(T_975) else 1.96
-    return mean, quantile * math.sqrt(variance / len(values))
 
 
 def write_picture(path: Path) -> Path | None:

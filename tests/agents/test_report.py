@@ -10,16 +10,9 @@ import pytest
 
 from searchqa_agents.cli import main
 from searchqa_agents.plots import headline, learning_curve
-from searchqa_agents.report import (
-    Run,
-    algorithm_groups,
-    algorithm_table,
-    combined,
-    mean_and_interval,
-    totals_of_training,
-    write_comparison,
-)
+from searchqa_agents.report import Run, combined, totals_of_training
 from searchqa_agents.table import markdown
+from searchqa_agents.variants import mean_and_interval
 
 
 def test_mean_and_interval_by_hand() -> None:
@@ -62,30 +55,6 @@ def test_runs_with_other_settings_are_never_averaged() -> None:
     assert rows[1] == ["2-hop exact match, after", "0.800", "0.900"]
 
 
-def test_algorithms_are_compared_where_runs_differ_in_algorithm_and_seed_only() -> None:
-    runs = [train_run(seed, 0.8 + seed / 10, "grpo") for seed in (0, 1)] + [train_run(seed, 0.7, "ppo", {"lam": 1.0}) for seed in (0, 1)]
-    groups = algorithm_groups(runs)
-    assert groups is not None
-    assert {label: len(group) for label, group in groups.items()} == {"grpo": 2, "ppo": 2}
-    title, columns, rows = algorithm_table(groups)
-    assert "2-hop" in title
-    assert "seeds 0, 1" in title
-    assert columns[0] == "algorithm"
-    assert rows == [
-        ["grpo", "0.300", "0.850 (0.800 0.900)", "1.25 → 2.00", "1.00 M", "61"],
-        ["ppo", "0.300", "0.700", "1.25 → 2.00", "1.00 M", "61"],
-    ]
-
-
-def test_settings_of_one_algorithm_are_rows_of_their_own_and_other_differences_are_no_comparison() -> None:
-    rates = [train_run(seed, 0.8, algo={"learning_rate": rate}) for rate in (1e-3, 5e-4) for seed in (0, 1)]
-    assert list(algorithm_groups(rates) or {}) == ["grpo learning_rate=0.001", "grpo learning_rate=0.0005"]
-    assert algorithm_groups([train_run(0, 0.8), train_run(1, 0.9)]) is None
-    other = train_run(1, 0.9, "ppo")
-    other.config["env"] = {"id": "another"}
-    assert algorithm_groups([train_run(0, 0.8), other]) is None
-
-
 def test_tokens_and_seconds_are_those_of_the_training_phase() -> None:
     lines = [
         {"phase": "sft", "charts/tokens": 5, "time/update": 3.0},
@@ -93,18 +62,6 @@ def test_tokens_and_seconds_are_those_of_the_training_phase() -> None:
         {"phase": "train", "charts/tokens": 20, "time/data": 1.0, "time/update": 0.5},
     ]
     assert totals_of_training(lines) == {"tokens": 30, "seconds_training": 3.0}
-
-
-def test_a_comparison_draws_what_has_curves_and_what_has_none(tmp_path: Path) -> None:
-    runs = [train_run(0, 0.8, "grpo"), train_run(0, 0.6, "sft")]
-    for run in runs:
-        run.path = tmp_path / run.summary["algorithm"]
-        run.path.mkdir()
-        name = "charts/em" if run.path.name == "grpo" else "losses/sft_loss"
-        (run.path / "metrics.jsonl").write_text("".join(json.dumps({"phase": "train", "step": i, name: i / 10}) + "\n" for i in (1, 2, 3)))
-    file = write_comparison(tmp_path, algorithm_groups(runs) or {})
-    assert file == tmp_path / "comparison.png"
-    assert file.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_table_in_markdown() -> None:
