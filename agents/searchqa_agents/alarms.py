@@ -54,7 +54,7 @@ _WATCHED = ("entropy", "sampled_tokens", "searches", "em", "reward_std", "traine
 
 
 class Alarms:
-    """Watches one training phase; each alarm is raised once.
+    """Watches one training phase; each alarm is raised once in each of its stages.
 
     Parameters
     ----------
@@ -68,9 +68,19 @@ class Alarms:
         self.config = config
         self.max_searches = max_searches
         self.raised: list[Alarm] = []
+        self._raised_before = 0
         self._recent: dict[str, deque[float]] = {name: deque(maxlen=config.window) for name in _WATCHED}
         self._start: dict[str, float] = {}
         self._steps: deque[int] = deque(maxlen=config.window)
+
+    def begin(self, max_searches: int) -> None:
+        """Begin a stage, whose rewards and searches are not to be compared with those before."""
+        self.max_searches = max_searches
+        self._raised_before = len(self.raised)
+        self._start.clear()
+        self._steps.clear()
+        for values in self._recent.values():
+            values.clear()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> list[Alarm]:
         """The alarms that the metrics of a step raise, beside those that were raised before."""
@@ -80,7 +90,7 @@ class Alarms:
                 values.append(metrics[f"charts/{name}"])
                 if len(values) == self.config.window and name not in self._start:
                     self._start[name] = sum(values) / len(values)
-        before = {alarm.name for alarm in self.raised}
+        before = {alarm.name for alarm in self.raised[self._raised_before :]}
         new = [Alarm(name, step, self._steps[0], message) for name, message in self._seen().items() if name not in before]
         self.raised += new
         return new

@@ -149,7 +149,7 @@ def comparison(
     right = results_part.subplots()
     _held_out(right, results, intervals, colours, in_order=overlaid)
     hops = f"{measure.partition('/')[0].removeprefix('hops=')}-hop " if measure and measure.startswith("hops=") else ""
-    results_part.suptitle(f"Held-out {hops}questions, sampled: before ○, after ●, mean and 95% interval ▬", fontsize=10, x=0.01, ha="left")
+    results_part.suptitle(f"Held-out {hops}questions: before ○, after ●, mean and 95% interval ▬", fontsize=10, x=0.01, ha="left")
     results_part.supxlabel("exact match", fontsize=9)
     for axes, grid in (*((panel, "y") for panel in panels), (right, "x")):
         axes.spines[["top", "right"]].set_visible(False)
@@ -221,10 +221,10 @@ def _held_out(
         if half is not None:
             low, high = max(0.0, mean - half), min(1.0, mean + half)
             axes.plot([low, high], [row, row], color=colours[label], linewidth=7, alpha=0.3, solid_capstyle="butt")
-            axes.plot([mean, mean], [row - 0.16, row + 0.16], color=colours[label], linewidth=1.6)
         axes.scatter(befores, [row] * len(befores), facecolors="white", edgecolors=colours[label], s=26, zorder=3)
         axes.scatter(afters, [row] * len(afters), color=colours[label], s=20, zorder=4)
-        axes.annotate(f"{mean:.3f}", (mean, row), xytext=(0, 11), textcoords="offset points", ha="center", fontsize=9, color=colours[label])
+        axes.scatter([mean], [row], color=colours[label], marker="|", s=220, zorder=5)
+        axes.annotate(f"{mean:.3f}", (mean, row), xytext=(0, 12), textcoords="offset points", ha="center", fontsize=9, color=colours[label])
     axes.set_yticks(range(len(order)), order)
     for tick, label in zip(axes.get_yticklabels(), order, strict=True):
         tick.set_color(colours[label])

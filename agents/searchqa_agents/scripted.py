@@ -1,4 +1,4 @@
-"""Scripted agents: baselines, the world's oracle, and the lazy oracle that demonstrates.
+"""Scripted agents: baselines, the world's oracle, and the lazy and the shy oracle that demonstrate.
 
 An agent is a generator function: it yields the text of a segment and gets back the environment's info. It acts in rollouts like any language
 model; its text is encoded once, by itself, so the ids are its own.
@@ -69,20 +69,60 @@ def oracle(lazy: float = 0.0) -> Script:
         raise ConfigurationError(f"lazy is a probability; got {lazy}.")
 
     def script(task: Task) -> Generator[str, Info, None]:
-        chain = task.question.metadata.get("chain")
-        if not chain:
-            raise ConfigurationError(f"The oracle needs a gold chain, which question {task.question.id!r} has not; use SearchQA-World-v0.")
+        chain = gold_chain(task)
         notes = ""
         for link, following in zip(chain, [*chain[1:], None], strict=True):
             yield notes + task.search(link["query"])
-            read = [link, *([link["also"]] if "also" in link else [])]
-            # "Rava 's country Tuzo ." repeats the question's own words: which relation to read can be copied, and is learned in far fewer steps
-            notes = task.think("".join(f" {link['query']} 's {fact['relation']} {fact['object']} ." for fact in read))
+            notes = task.think(noted(link))
             if following is not None and task.rng.random() < lazy:
                 yield notes + task.answer(_guess(task, link["object"]))
         yield notes + task.answer(task.question.golden_answers[0])
 
     return script
+
+
+def shy_oracle(shy: float = 0.7, lazy: float = 0.6) -> Script:
+    """The oracle as R1-Searcher writes: all searches inside one stretch of reasoning, which closes before the answer.
+
+    With probability ``shy`` it answers at once, without a search, with the name that the question is about, which is wrong: a start that searches too
+    seldom, like the Llama of R1-Searcher's paper (arXiv 2503.05592), so that a first stage that rewards searching has something to raise.
+    ``lazy`` is that of :func:`oracle`.
+    """
+    for name, value in (("shy", shy), ("lazy", lazy)):
+        if not 0 <= value <= 1:
+            raise ConfigurationError(f"{name} is a probability; got {value}.")
+
+    def script(task: Task) -> Generator[str, Info, None]:
+        dialect, chain = task.dialect, gold_chain(task)
+        if task.rng.random() < shy:
+            yield dialect.think_open + dialect.think_close + task.answer(_guess(task, chain[0]["query"]))
+            return
+        notes = dialect.think_open
+        for link, following in zip(chain, [*chain[1:], None], strict=True):
+            yield notes + task.search(link["query"])
+            notes = noted(link)
+            if following is not None and task.rng.random() < lazy:
+                yield notes + dialect.think_close + task.answer(_guess(task, link["object"]))
+        yield notes + dialect.think_close + task.answer(task.question.golden_answers[0])
+
+    return script
+
+
+def gold_chain(task: Task) -> Sequence[Mapping[str, Any]]:
+    """The question's gold chain. Raises ``ConfigurationError`` where it has none."""
+    chain: Sequence[Mapping[str, Any]] | None = task.question.metadata.get("chain")
+    if not chain:
+        raise ConfigurationError(f"The oracle needs a gold chain, which question {task.question.id!r} has not; use SearchQA-World-v0.")
+    return chain
+
+
+def noted(link: Mapping[str, Any]) -> str:
+    """What the page of a link says about the question.
+
+    "Rava 's country Tuzo ." repeats the question's own words: which relation to read can be copied, and is learned in far fewer steps.
+    """
+    read = [link, *([link["also"]] if "also" in link else [])]
+    return "".join(f" {link['query']} 's {fact['relation']} {fact['object']} ." for fact in read)
 
 
 def _guess(task: Task, last_read: str) -> str:
@@ -94,10 +134,11 @@ SCRIPTS: dict[str, Script] = {
     "search_once": search_once,
     "oracle": oracle(),
     "lazy_oracle": oracle(lazy=0.6),
+    "shy_oracle": shy_oracle(),
 }
 
 
-NEED_CHAIN = ("oracle", "lazy_oracle")
+NEED_CHAIN = ("oracle", "lazy_oracle", "shy_oracle")
 """The scripts that play only questions with a gold chain."""
 
 
@@ -172,7 +213,8 @@ class ScriptedSession(Session):
         text = next(self._running[row])
         prompt_end = agent.tokenizer.decode(context[-64:].tolist()).rstrip()
         if prompt_end.endswith(agent.dialect.think_open):  # R1-Searcher's prompt leaves reasoning open
-            text = agent.dialect.think_close + text
+            opens = text.startswith(agent.dialect.think_open)
+            text = text.removeprefix(agent.dialect.think_open) if opens else agent.dialect.think_close + text
         return text
 
     def _next(self, row: int, info: Info) -> str | None:

@@ -96,7 +96,7 @@ def changed_arguments(key: str, changed: Any, env: EnvSettings, *, other_keys: M
     return {str(name): value for name, value in changed.items()}
 
 
-MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights", "env.search_controls", "evaluation.env", "lora")
+MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights", "env.search_controls", "evaluation.env", "lora", "stages")
 """Keys whose value can be a mapping with names that no file of ours lists."""
 
 
@@ -245,6 +245,8 @@ class TrainSettings(WarmStartSettings):
     evaluation: EvaluationSettings = MISSING
     alarms: Any = MISSING
     rollouts_every: int = MISSING
+    questions: str | None = None
+    stages: Any = None
 
 
 def register() -> None:

@@ -44,7 +44,6 @@ def run(config: DictConfig, path: Path) -> None:
     from searchqa_agents.loading import chosen_device
     from searchqa_agents.parallel import processes
     from searchqa_agents.plugins import load_plugins
-    from searchqa_agents.training_run import check_start
 
     if launched() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigurationError(
@@ -56,12 +55,8 @@ def run(config: DictConfig, path: Path) -> None:
     console = Console()
     if settings.dry_run:
         check_config(Path(settings.run_dir), config)
-        missing = check_start(settings)
-        console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
-        first = f"download {missing}, then run " if missing is not None else "run "
-        warm_start = "induction warm-up, fine-tuning, " if settings.start == "nothing" else f"from {settings.start}: "
-        said = f"Would {first}{warm_start}evaluation, {settings.algo.steps} steps of {_title(label)}, evaluation, and write {settings.run_dir}."
-        console.print(said, markup=False, soft_wrap=True)
+        if place().rank == 0:
+            plan_run(settings, config, label, console)
         return
     try:
         with processes(settings.parallel, chosen_device(settings.device)) as parallel:  # type: ignore[arg-type]  # it checks the value
@@ -70,6 +65,27 @@ def run(config: DictConfig, path: Path) -> None:
         if place().rank == 0:
             console.print(f"Stopped. `searchqa train resume={path}` goes on from the last checkpoint.", markup=False, soft_wrap=True)
         raise
+
+
+def plan_run(settings: TrainSettings, config: DictConfig, label: str, console: Console) -> None:
+    """Print the configuration and the plan of a run. Raises what a real start would."""
+    from omegaconf import OmegaConf
+
+    from searchqa_agents.plan import make_plan, show_plan
+    from searchqa_agents.stages import stages_of
+
+    plan = make_plan(settings)
+    console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
+    show_plan(console, plan)
+    if plan.errors:
+        raise ConfigurationError(" ".join(plan.errors))
+    first = f"download {plan.missing}, then run " if plan.missing is not None else "run "
+    warm_start = "induction warm-up, fine-tuning, " if settings.start == "nothing" else f"from {settings.start}: "
+    own = [(stage, _title(label if settings.stages is None else stage.algorithm)) for stage in stages_of(settings)]
+    steps = ", ".join(
+        f"{stage.config.steps} steps of {title}{f' ({stage.name})' if stage.name else ''}, evaluation" for stage, title in own
+    )
+    console.print(f"Would {first}{warm_start}evaluation, {steps}, and write {settings.run_dir}.", markup=False, soft_wrap=True)
 
 
 def _title(label: str) -> str:
@@ -82,7 +98,7 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, c
     from searchqa_agents.report import lost_episodes, lost_line, search_line, totals_of_training, write_page, write_picture
     from searchqa_agents.runs import SUMMARY_FILE, RunFolder, list_checkpoints, read_searches, run_stamp
     from searchqa_agents.table import show, stamp_line
-    from searchqa_agents.training_run import Training, follow, prepare, table_of
+    from searchqa_agents.training_run import Training, follow, prepare, stages_stamp, table_of
 
     if parallel.broadcast(is_finished(path, config)):
         if parallel.main:
@@ -102,6 +118,7 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, c
         if settings.evaluation.env:
             stamp["measured_with"] = dict(settings.evaluation.env)
         stamp["algorithm"] = label
+        stamp |= stages_stamp(settings, stamp)
         folder.write_stamp(stamp)
         write_config(folder, config)  # only now: what the folder holds stays as it is where its search engine is not this one
         folder.write_tokenizer(venv.unwrapped.tokenizer)
@@ -111,13 +128,14 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, c
             training.run_sft()
         training.lead(stamp, parallel)
         measures = {"before": training.measure(settings, "before", stamp, parallel)}
-        training.run_algorithm(settings, stamp, parallel, _title(label))
-        measures["after"] = training.measure(settings, "after", stamp, parallel)
+        measures |= training.run_algorithm(settings, stamp, parallel, _title(label))
         venv.close()
         titles, columns, rows = table_of(measures)
         summary: dict[str, Any] = {"kind": "train", "name": settings.name, "algorithm": label, "seed": settings.seed}
         summary |= {"seconds": folder.seconds, **totals_of_training(folder.metrics())}
         summary |= {"alarms": [alarm._asdict() for alarm in training.alarms.raised] if training.alarms is not None else []}
+        if training.stages:
+            summary["stages"] = training.stages
         summary["lost_episodes"] = lost = lost_episodes(folder.metrics(), measures)
         summary["search"] = searches = read_searches(folder.path)
         folder.write_json(SUMMARY_FILE, {**summary, "columns": columns, "rows": rows, "titles": titles, "measures": measures})

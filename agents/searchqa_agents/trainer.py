@@ -23,6 +23,7 @@ from searchqa_agents.lost_back_end import MAX_LOST_ROLLOUTS, LostRollouts, is_lo
 from searchqa_agents.optimisation import OnCheckpoint, OnStep, trainable
 from searchqa_agents.parallel import Parallel, shared_rollout
 from searchqa_agents.policy import Policy
+from searchqa_agents.question_lists import epoch_questions, extra_questions
 from searchqa_agents.rollout import draw_questions, episode_seed
 from searchqa_agents.trajectory import Trajectory
 from searchqa_retrievers.counted import counted_since, search_figures
@@ -31,6 +32,8 @@ OnRollout = Callable[[int, Sequence[Trajectory]], None]
 """Called after every rollout with the number of steps done before it and its trajectories."""
 
 
+Until = Callable[[int, Mapping[str, float]], bool]
+"""Asked after every step with the number of steps done and :func:`rollout_metrics` whether the training ends with it."""
 OnSearch = Callable[[int, Mapping[str, float]], None]
 """Called after every rollout with the number of steps done before it and what its searches were: sums, see ``searchqa_retrievers.counted``."""
 SEARCH_FIGURES = (
@@ -62,6 +65,8 @@ def train(
     parallel: Parallel | None = None,
     sampler: LanguageModel | None = None,
     max_lost_rollouts: int = MAX_LOST_ROLLOUTS,
+    questions: Sequence[int] | None = None,
+    until: Until | None = None,
 ) -> None:
     """Train ``policy`` in place on the questions of ``venv``.
 
@@ -83,6 +88,12 @@ def train(
     max_lost_rollouts
         So many rollouts in a row without an answered search, or all that are left, end the training; 0: it is never ended. Until the back end
         answers again there is no checkpoint, except at the end, so that these steps are taken again by who goes on from the last one.
+    questions
+        Indices of the questions to train on, taken in epochs (:func:`~searchqa_agents.question_lists.epoch_questions`; further rounds of
+        ``dynamic_sampling`` draw at random from the list); None: drawn at random from all of ``venv``.
+    until
+        Ends the training after a step for which it is true, as if that were the last of ``config.steps``; schedules are over ``config.steps`` all
+        the same. It is told nothing but metrics of the rollout, so that all processes agree.
 
     Raises
     ------
@@ -109,7 +120,7 @@ def train(
         started = time.perf_counter()
         base.set_progress(step + 1, config.steps)  # counted from 1, as ZeroSearch's curriculum does
         counted = base.search_counters().sums
-        played, kept, spread = _play(venv, sampler or policy, config, step, {**(stamp or {}), "train_step": step}, parallel)
+        played, kept, spread = _play(venv, sampler or policy, config, step, {**(stamp or {}), "train_step": step}, parallel, questions)
         lost.add(played)
         searched = parallel.summed(counted_since(base.search_counters().sums, counted))
         if on_search is not None:
@@ -140,17 +151,26 @@ def train(
             metrics |= batch_metrics(batch, config) | _update(learner, chosen, batch, config, step, parallel)
 
         done = step + 1
+        ended = (until is not None and until(done, metrics)) or done == config.steps
         if on_step is not None:
             seconds = {"time/rollout": rollout_seconds, "time/update": time.perf_counter() - started - rollout_seconds}
             on_step(done, {**metrics, "charts/learning_rate": learner.learning_rate(step), **seconds})
         lost.check()
         due = config.checkpoint_every and done % config.checkpoint_every == 0 and not lost.in_a_row
-        if on_checkpoint is not None and (done == config.steps or due):
+        if on_checkpoint is not None and (ended or due):
             on_checkpoint(done, learner.state_dict(done))
+        if ended:
+            break
 
 
 def _play(
-    venv: VectorEnv[Any, Any, Any], sampler: LanguageModel, config: AlgorithmConfig, step: int, stamp: Mapping[str, Any], parallel: Parallel
+    venv: VectorEnv[Any, Any, Any],
+    sampler: LanguageModel,
+    config: AlgorithmConfig,
+    step: int,
+    stamp: Mapping[str, Any],
+    parallel: Parallel,
+    listed: Sequence[int] | None,
 ) -> tuple[list[Trajectory], list[list[Trajectory]], float]:
     """All trajectories of a step, the groups to train on, and the share of all groups whose rewards differ.
 
@@ -161,9 +181,13 @@ def _play(
     groups: list[list[Trajectory]] = []
     asked: set[int] = set()
     for number in range(config.dynamic_sampling):
-        drawn = draw_questions(
-            source, config.questions_per_step, seed=episode_seed(config.seed, step, 2 * number), num_worlds=config.num_worlds
-        )
+        count, seed = config.questions_per_step, episode_seed(config.seed, step, 2 * number)
+        if listed is None:
+            drawn = draw_questions(source, count, seed=seed, num_worlds=config.num_worlds)
+        elif number == 0:
+            drawn = epoch_questions(listed, count, seed=config.seed, step=step)
+        else:
+            drawn = extra_questions(listed, count, seed=seed)
         questions = [question for question in drawn if question not in asked]
         asked |= set(questions)
         trajectories = shared_rollout(
@@ -289,9 +313,10 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """What a rollout says about the policy.
 
     ``charts/episodic_return, charts/em, charts/f1, charts/searches, charts/invalid_turns`` are means over the episodes whose search back end
-    answered, ``charts/reward_std`` the standard deviation of their rewards; ``charts/backend_errors`` counts the others. ``charts/sampled_tokens`` is a
-    mean over episodes, ``charts/tokens`` the sum of all tokens sampled and read. ``charts/entropy`` is minus the mean log-probability of the
-    sampled tokens, without top-p and top-k an unbiased estimate of the entropy per token. ``time/model, time/search, time/environment`` are
+    answered, ``charts/search_rate`` the share of them with at least one search that was executed, ``charts/reward_std`` the standard deviation of
+    their rewards; ``charts/backend_errors`` counts the others. ``charts/sampled_tokens`` is a mean over episodes, ``charts/tokens`` the sum of all
+    tokens sampled and read. ``charts/entropy`` is minus the mean log-probability of the sampled tokens, without top-p and top-k an unbiased
+    estimate of the entropy per token. ``time/model, time/search, time/environment`` are
     seconds, summed over the episodes.
     """
     whole = [t for t in trajectories if t.backend_error is None]
@@ -308,6 +333,9 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
             values = [t.metrics[name] for t in whole if name in t.metrics]
             if values:
                 metrics[f"charts/{name}"] = float(np.mean(values))
+        searched = [t.metrics["searches"] > 0 for t in whole if "searches" in t.metrics]
+        if searched:
+            metrics["charts/search_rate"] = float(np.mean(searched))
         logprobs = [t.logprobs[t.loss_mask == 1] for t in whole if t.logprobs is not None]
         if logprobs:
             metrics["charts/entropy"] = float(-np.concatenate(logprobs).mean())

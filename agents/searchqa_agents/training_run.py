@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
 from searchqa_agents.alarms import AlarmConfig, Alarms
-from searchqa_agents.algorithm import AlgorithmConfig, check_settings, get_algorithm
+from searchqa_agents.algorithm import AlgorithmConfig
 from searchqa_agents.demonstrations import Batches, fresh_demonstrations
 from searchqa_agents.evaluate import evaluate
 from searchqa_agents.loading import (
@@ -40,16 +40,18 @@ from searchqa_agents.loading import (
 from searchqa_agents.lora import add_lora, has_lora
 from searchqa_agents.lost_back_end import LostRollouts, check_measured, watched
 from searchqa_agents.models import make_tiny_model
-from searchqa_agents.optimisation import TrainingDivergedError
+from searchqa_agents.optimisation import TrainingDivergedError, set_random_state
 from searchqa_agents.parallel import Parallel, shared_rollout
-from searchqa_agents.policy import Policy
+from searchqa_agents.policy import Policy, Scorer
 from searchqa_agents.progress import Advance, progress
+from searchqa_agents.question_lists import ids_stamp, indices_of
 from searchqa_agents.rollout import draw_questions
 from searchqa_agents.runs import Checkpoint, RunFolder, RunFolderError, list_checkpoints
 from searchqa_agents.settings import EnvSettings, TrainSettings, WarmStartSettings, built, changed_arguments, check_at_least
 from searchqa_agents.sft import SFTConfig, train_sft
-from searchqa_agents.supervised import SupervisedConfig, train_supervised
-from searchqa_agents.trainer import train
+from searchqa_agents.stages import SUPERVISED, SearchRate, Stage, lines_of, search_rate_of, stages_of
+from searchqa_agents.supervised import train_supervised
+from searchqa_agents.trainer import Until, train
 from searchqa_agents.trajectory import Trajectory
 from searchqa_agents.transformers_lm import NotANumberError
 from searchqa_agents.warmup import WarmupConfig, train_warmup
@@ -65,8 +67,6 @@ logger = logging.getLogger(__name__)
 
 PHASES = ("warmup", "sft", "train")
 STATE_FILE = "trainer.pt"
-SUPERVISED = "sft"
-"""the name of supervised fine-tuning among the algorithms"""
 
 
 def prepare(settings: WarmStartSettings) -> None:
@@ -76,9 +76,9 @@ def prepare(settings: WarmStartSettings) -> None:
     check_at_least(1, num_envs=settings.num_envs)
     check_at_least(0, max_lost_rollouts=settings.max_lost_rollouts)
     if isinstance(settings, TrainSettings):
-        name, config = algorithm_of(settings)
-        if name == SUPERVISED:
-            check_script("algo.demonstrations", config.demonstrations, settings.env, "env=world")
+        for stage in stages_of(settings):
+            if stage.algorithm == SUPERVISED and getattr(stage.config, "trajectories", None) is None:
+                check_script("algo.demonstrations", stage.config.demonstrations, settings.env, "env=world")
         built(AlarmConfig, settings.alarms)
         lora_arguments(settings)
         check_at_least(1, evaluation__questions=settings.evaluation.questions, keep_last=settings.keep_last)
@@ -108,17 +108,26 @@ def make_measured_venv(settings: TrainSettings, num_envs: int, **changed: Any) -
     return make_venv(settings.env, num_envs, **{"split": settings.evaluation.split, **measured_arguments(settings), **changed})
 
 
-def algorithm_of(settings: TrainSettings) -> tuple[str, Any]:
-    """Name and configuration of the algorithm. Raises ``ConfigurationError`` for settings that cannot be."""
-    name = settings.algo.name
-    if name != type(settings.algo).__dataclass_fields__["name"].default:
-        raise ConfigurationError(f"algo.name cannot be changed, because each algorithm has its own settings; write algo={name}.")
-    if name == SUPERVISED:
-        return name, built(SupervisedConfig, settings.algo)
-    algorithm = get_algorithm(name)
-    config = built(algorithm.config, settings.algo)
-    check_settings(algorithm, config)
-    return name, config
+def listed_questions(stage: Stage, venv: Any) -> list[int] | None:
+    """The indices of a stage's list of questions; None: all. Raises ``ConfigurationError`` that names the first one that is not there."""
+    return None if stage.questions is None else indices_of(stage.ids, venv.unwrapped.source, stage.questions)
+
+
+def stages_stamp(settings: TrainSettings, stamp: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's stamp says of its lists of questions and its stages: of these, where they differ from the rest of the run."""
+    stages = stages_of(settings)
+    if settings.stages is None:
+        return {} if not stages[0].ids else {"questions": ids_stamp(stages[0].ids)}
+    rows = []
+    for stage in stages:
+        own: dict[str, Any] = {}
+        if stage.changed:
+            venv = make_venv(stage.env, 1)
+            own = {key: value for key, value in venv.unwrapped.stamp().items() if stamp.get(key) != value}
+            venv.close()
+        listed = {"questions": ids_stamp(stage.ids)} if stage.ids else {}
+        rows.append({"name": stage.name, "algorithm": stage.algorithm, **own, **listed})
+    return {"stages": rows}
 
 
 def start_of(settings: WarmStartSettings) -> str | None:
@@ -130,6 +139,11 @@ def check_phases(settings: WarmStartSettings, venv: Any) -> None:
     """Find before the first step what would fail after minutes: no held-out split, no demonstrations for these questions, no back end for them."""
     if isinstance(settings, TrainSettings):
         make_measured_venv(settings, 1).close()
+        for stage in stages_of(settings):
+            stage_venv = make_venv(stage.env, 1) if stage.changed else venv
+            listed_questions(stage, stage_venv)
+            if stage.changed:
+                stage_venv.close()
     if start_of(settings) is None:
         check_measured(demonstrations(settings, venv)(0), "a look at the demonstrations")
 
@@ -202,6 +216,8 @@ class Training:
         check_phases(settings, venv)
         folder.rewind(self.last)
         self.policy = first_policy(settings, venv.unwrapped.tokenizer)
+        self.stages: list[dict[str, Any]] = []
+        """of the stages that have ended: their name, first and last step, and why they ended"""
         self.saved: Path | None = self.last.path if self.last is not None else None
         self._counted = self._counters()
         self._lost: LostRollouts | None = None  # of demonstrations
@@ -234,35 +250,76 @@ class Training:
     def lead(self, stamp: Mapping[str, Any], parallel: Parallel) -> None:
         """Tell the other processes where the run stands; from here on they do the same (:func:`follow`). Before, they wait."""
         begun = self.last is not None and self.last.phase == "train"
-        parallel.broadcast((dict(stamp), str(self.last.path / STATE_FILE) if self.last is not None and begun else None))
+        file = str(self.last.path / STATE_FILE) if self.last is not None and begun else None
+        parallel.broadcast((dict(stamp), file, self.folder.metrics() if begun else []))
         parallel.broadcast_weights(self.policy.scorer)
 
-    def run_algorithm(self, settings: TrainSettings, stamp: Mapping[str, Any], parallel: Parallel, title: str) -> None:
-        """The algorithm that the run is about."""
-        name, config = algorithm_of(settings)
+    def run_algorithm(
+        self, settings: TrainSettings, stamp: Mapping[str, Any], parallel: Parallel, title: str
+    ) -> dict[str, dict[str, float]]:
+        """The algorithm that the run is about, in all its stages; returns what was measured after each: ``after``, before that ``after <stage>``."""
         self.alarms = alarms = Alarms(built(AlarmConfig, settings.alarms), self.venv.unwrapped.rules.max_turns)
-        for line in self.folder.metrics():
-            if line["phase"] == "train":
+        begun = self.last is not None and self.last.phase == "train"
+        saved = load_state(self.last.path / STATE_FILE) if self.last is not None and begun else None
+        position, lines, measures = Position.of(saved), self.folder.metrics(), {}
+        self.stages = [dict(row) for row in position.ended]
+        for stage in stages_of(settings):
+            venv = make_venv(stage.env, settings.num_envs) if stage.name else self.venv
+            alarms.begin(venv.unwrapped.rules.max_turns)
+            for line in lines_of(stage, lines):
                 alarms.update(line["step"], line)
+            if position.goes_on(stage):
+                del self.stages[stage.number - 1 :]  # it had ended, and goes on with more steps
+                own_title = f"{title if stage.algorithm == settings.algo.name else stage.algorithm}, {stage.name}" if stage.name else title
+                state = position.state_of(stage, saved)
+                self._run_stage(settings, stage, venv, state, search_rate_of(stage, lines), stamp, parallel, own_title)
+            elif position.number == stage.number and saved is not None:
+                resume_at_switch(self.policy, saved)
+            if venv is not self.venv:
+                venv.close()
+            measures[stage.measured] = self.measure(settings, stage.measured, stamp, parallel, again=position.number <= stage.number)
+        return measures
+
+    def _run_stage(
+        self,
+        settings: TrainSettings,
+        stage: Stage,
+        venv: Any,
+        state: Mapping[str, Any] | None,
+        rate: SearchRate | None,
+        stamp: Mapping[str, Any],
+        parallel: Parallel,
+        title: str,
+    ) -> None:
+        config, before = stage.config, self.stages[-1]["last_step"] if self.stages else 0
+        run_venv, self.venv = self.venv, venv
+        self._counted = self._counters()
 
         def on_rollout(step: int, trajectories: Sequence[Trajectory]) -> None:
-            if settings.rollouts_every and (step + 1) % settings.rollouts_every == 0:
-                self.folder.write_trajectories(f"rollouts-{step + 1:06d}", trajectories)
+            if settings.rollouts_every and (before + step + 1) % settings.rollouts_every == 0:
+                self.folder.write_trajectories(f"rollouts-{before + step + 1:06d}", trajectories)
 
         def on_search(step: int, counters: Mapping[str, float]) -> None:
-            self.folder.log_searches("train", step + 1, counters)
+            self.folder.log_searches("train", before + step + 1, counters)
             self._counted = self._counters()
 
-        shown = "losses/sft_loss" if name == SUPERVISED else "charts/em"
-        with self._phase("train", config.steps, shown, title) as (state, on_step, on_checkpoint):
-            hooks: dict[str, Any] = {"on_step": on_step, "on_checkpoint": on_checkpoint, "state": state}
-            if state is not None and name != SUPERVISED:
-                check_reference(state, config, self.policy)
-            if name == SUPERVISED:
-                train_supervised(self.policy, self.venv, config, lost=self._count_lost(config.steps, state), **hooks)
-            else:
-                hooks |= {"on_rollout": on_rollout, "on_search": on_search, "max_lost_rollouts": settings.max_lost_rollouts}
-                train(self.policy, self.venv, name, config, stamp=stamp, parallel=parallel, **hooks)
+        shown = "losses/sft_loss" if stage.algorithm == SUPERVISED else "charts/search_rate" if rate is not None else "charts/em"
+        try:
+            with self._phase("train", config.steps, shown, title, (stage, before, rate)) as (_, on_step, on_checkpoint):
+                hooks: dict[str, Any] = {"on_step": on_step, "on_checkpoint": on_checkpoint, "state": state}
+                if state is not None and stage.algorithm != SUPERVISED:
+                    check_reference(state, config, self.policy)
+                if state is None:
+                    forget_value_head(self.policy)
+                if stage.algorithm == SUPERVISED:
+                    train_supervised(self.policy, venv, config, lost=self._count_lost(config.steps, state), **hooks)
+                else:
+                    hooks |= {"on_rollout": on_rollout, "on_search": on_search, "max_lost_rollouts": settings.max_lost_rollouts}
+                    hooks |= {"questions": listed_questions(stage, venv), "until": until_of(rate)}
+                    train(self.policy, venv, stage.algorithm, config, stamp=stamp_in(stage, venv, stamp), parallel=parallel, **hooks)
+        finally:
+            self.venv = run_venv
+            self._counted = self._counters()
 
     def _count_lost(self, steps: int, state: Mapping[str, Any] | None) -> LostRollouts:
         self._lost = LostRollouts(self.settings.max_lost_rollouts, steps - (0 if state is None else int(state["steps_done"])))
@@ -293,10 +350,13 @@ class Training:
         return self.last is not None and PHASES.index(self.last.phase) > PHASES.index(phase)
 
     @contextmanager
-    def _phase(self, phase: str, steps: int, shown: str, title: str) -> Iterator[tuple[Mapping[str, Any] | None, OnStep, OnCheckpoint]]:
-        """Where the phase begins (a trainer's state or None), and its hooks."""
+    def _phase(
+        self, phase: str, steps: int, shown: str, title: str, staged: tuple[Stage, int, SearchRate | None] | None = None
+    ) -> Iterator[tuple[Mapping[str, Any] | None, OnStep, OnCheckpoint]]:
+        """Where the phase begins (a trainer's state or None), and its hooks. ``staged``: the stage, the steps before it, and what ends it."""
+        stage, before, rate = staged or (None, 0, None)
         state = None
-        if self.last is not None and self.last.phase == phase:
+        if staged is None and self.last is not None and self.last.phase == phase:
             state = load_state(self.last.path / STATE_FILE)
         latest: dict[str, float] = {}
 
@@ -305,75 +365,180 @@ class Training:
             def on_step(step: int, metrics: Mapping[str, float]) -> None:
                 latest.clear()  # a step whose back end was lost has no exact match
                 latest.update(metrics)
-                alarms = self._watch(step, metrics, advance) if phase == "train" else {}
+                alarms = self._watch(before + step, metrics, advance) if phase == "train" else {}
                 lost = {} if self._lost is None or not self._lost.episodes else {"charts/backend_errors": float(self._lost.episodes)}
-                self.folder.log(phase, step, {**metrics, **lost, **alarms})
-                self._log_searches(phase, step)
+                place = {"charts/stage": stage.number, "stage": stage.name} if stage is not None and stage.name else {}
+                self.folder.log(phase, before + step, {**metrics, **lost, **alarms, **place})
+                self._log_searches(phase, before + step)
                 advance(step, f"{shown.rpartition('/')[2].replace('_', ' ')} {metrics.get(shown, float('nan')):.3f}")
 
             def on_checkpoint(step: int, trainer_state: Mapping[str, Any]) -> None:
                 if self._lost is not None and self._lost.in_a_row and step < steps:
                     return  # these steps are taken again by a run that stops for it
-                check_finite(trainer_state["model"], step)
+                check_finite(trainer_state["model"], before + step)
+                place, switches = {}, False
+                if stage is not None and stage.name:
+                    ended = end_of(stage, before, step, rate)
+                    if ended is not None:
+                        self.stages.append(ended)
+                        self._tell_end(stage, ended, rate, advance)
+                    place = {"stage": stage.number, "stages": self.stages}
+                    switches = ended is not None and not stage.last
 
                 def write(path: Path) -> None:
                     save_policy(self.policy, path)
-                    save_state(path / STATE_FILE, trainer_state)
+                    save_state(path / STATE_FILE, {**trainer_state, **place})
 
-                keep = phase == "sft" and step == steps
-                saved = self.folder.save_checkpoint(phase, step, write, score=latest.get("charts/em"), keep=keep)
+                keep = (phase == "sft" and step == steps) or switches
+                saved = self.folder.save_checkpoint(phase, before + step, write, score=latest.get("charts/em"), keep=keep)
                 self.saved = saved.path
 
             try:
                 yield state, on_step, on_checkpoint
             except (TrainingDivergedError, NotANumberError) as error:
                 group = "algo" if phase == "train" else phase
-                rate = getattr(self.settings, group).learning_rate
-                raise type(error)(f"{error} {self.folder.way_on(f'{group}.learning_rate={rate / 2:g}')}") from error
+                learning_rate = getattr(self.settings, group).learning_rate
+                own = stage is not None and stage.config.learning_rate != learning_rate  # the stage's, which cannot change during a run
+                raise type(error)(
+                    f"{error} {self.folder.way_on(*([] if own else [f'{group}.learning_rate={learning_rate / 2:g}']))}"
+                ) from error
             finally:
                 self._lost = None
 
+    def _tell_end(self, stage: Stage, ended: Mapping[str, Any], rate: SearchRate | None, advance: Advance) -> None:
+        """Say that a stage has ended, and why; a rate that was not reached is a warning."""
+        text = f"Stage {stage.number} of {stage.of}, {stage.name}, ends after step {ended['last_step']}: {ended['reason']}."
+        missed = rate is not None and not rate.reached
+        (logger.warning if missed else logger.info)(text)
+        if not missed:  # a warning is shown by itself
+            advance.say(text)
+
     # -- measuring -----------------------------------------------------------------------------------------------------------------------
 
-    def measure(self, settings: TrainSettings, when: str, stamp: Mapping[str, Any], parallel: Parallel) -> dict[str, float]:
+    def measure(
+        self, settings: TrainSettings, when: str, stamp: Mapping[str, Any], parallel: Parallel, *, again: bool = True
+    ) -> dict[str, float]:
         """Evaluate the policy on questions it never trains on; logs, saves trajectories, and returns the measures by key.
 
         Keys: ``hops=2/sampled/em`` (or ``sampled/em`` where the set knows no hops), greedy likewise, ``.../off/em`` with the retriever off.
+        Not ``again``: it was measured before the run was stopped, and is read.
         """
-        file = self.folder.path / f"{when}.json"
-        if when == "before" and self.last is not None and self.last.phase == "train":
+        name = when.replace(" ", "-")
+        file = self.folder.path / f"{name}.json"
+        if not again or (when == "before" and self.last is not None and self.last.phase == "train"):
             if not file.is_file():  # the policy it measured is gone
                 raise RunFolderError(f"{file} is missing: this run cannot be continued. Begin a new one.")
             values: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
             return values
-        if when == "after":
+        if when != "before":
             parallel.broadcast_weights(self.policy.scorer)  # an algorithm of one process may have trained it
         measures, trajectories, searched = measured(self.policy, settings, f"evaluation, {when}", {**stamp, "measured": when}, parallel)
-        self.folder.log_searches(when, 0, searched)
-        self.folder.write_json(f"{when}.json", measures)
-        self.folder.log(when, 0, measures)
+        self.folder.log_searches(name, 0, searched)
+        self.folder.write_json(f"{name}.json", measures)
+        self.folder.log(name, 0, measures)
         if trajectories:
-            self.folder.write_trajectories(when, trajectories)
+            self.folder.write_trajectories(name, trajectories)
         return measures
+
+
+class Position(NamedTuple):
+    """Where the state of the last checkpoint stands: the stage, whether it has ended, and the stages that have."""
+
+    number: int
+    steps_done: int
+    ended: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any] | None) -> Position:
+        """That of a trainer's state; None: before the first stage."""
+        return cls(0, 0, ()) if state is None else cls(state.get("stage", 1), state["steps_done"], state.get("stages", ()))
+
+    def goes_on(self, stage: Stage) -> bool:
+        """Whether steps of a stage are still to be taken."""
+        if self.number != stage.number:
+            return self.number < stage.number
+        row = self.ended[-1] if len(self.ended) == stage.number else None
+        if row is None:
+            return True
+        return stage.last and not row["reached"] and self.steps_done < stage.config.steps  # the line that goes on may ask for more steps
+
+    def state_of(self, stage: Stage, state: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """The state, if it is of this stage."""
+        return state if self.number == stage.number else None
+
+
+def end_of(stage: Stage, before: int, step: int, rate: SearchRate | None) -> dict[str, Any] | None:
+    """What is noted of a stage that ends after so many of its steps; None if it goes on."""
+    reached = rate is not None and rate.reached
+    if not reached and step < stage.config.steps:
+        return None
+    reason = f"all of its {stage.config.steps} steps are done"
+    if rate is not None:
+        told = f"the search rate is {'unknown' if rate.mean is None else f'{rate.mean:.3f}'} over the last {stage.over} rollouts"
+        reason = f"{told}, at least {stage.search_rate:g}" if reached else f"{told}, and {stage.search_rate:g} was never reached; {reason}"
+    row = {
+        "name": stage.name,
+        "algorithm": stage.algorithm,
+        "seed": stage.config.seed,
+        "first_step": before + 1,
+        "last_step": before + step,
+    }
+    return {**row, "reached": reached, "reason": reason}
+
+
+def until_of(rate: SearchRate | None) -> Until | None:
+    """What tells a trainer that the rate is reached."""
+    if rate is None:
+        return None
+
+    def until(step: int, metrics: Mapping[str, float]) -> bool:
+        rate.add(metrics)
+        return rate.reached
+
+    return until
+
+
+def stamp_in(stage: Stage, venv: Any, stamp: Mapping[str, Any]) -> dict[str, Any]:
+    """The stamp of what is played in a stage."""
+    return {**stamp, **venv.unwrapped.stamp(), "algorithm": stage.algorithm, "stage": stage.name} if stage.name else dict(stamp)
+
+
+def resume_at_switch(policy: Policy, state: Mapping[str, Any]) -> None:
+    """Give the policy what it was when a stage ended."""
+    policy.load_weights(state["model"])
+    set_random_state(state["random"])
+
+
+def forget_value_head(policy: Policy) -> None:
+    """A stage's critic begins anew, also one that shares the policy's trunk."""
+    assert isinstance(policy.scorer, Scorer)
+    policy.scorer.value_head = None
 
 
 def follow(settings: TrainSettings, parallel: Parallel) -> None:
     """What the processes beside the first do: their part of the evaluations and of the algorithm's training, in step with it."""
-    name, config = algorithm_of(settings)
     venv = make_venv(settings.env, settings.num_envs)
     policy = first_policy(settings, venv.unwrapped.tokenizer)
-    nothing: tuple[dict[str, Any], str | None] = ({}, None)
-    stamp, file = parallel.broadcast(nothing)
+    nothing: tuple[dict[str, Any], str | None, list[Any]] = ({}, None, [])
+    stamp, file, lines = parallel.broadcast(nothing)
     parallel.broadcast_weights(policy.scorer)
     if file is None:
         measured(policy, settings, "", stamp, parallel)
-    if name != SUPERVISED:  # which one process does
-        state = None if file is None else load_state(Path(file))
-        # a hook that writes nothing: all processes together make the state that the first one saves
-        hooks: dict[str, Any] = {"on_checkpoint": lambda step, state: None, "max_lost_rollouts": settings.max_lost_rollouts}
-        train(policy, venv, name, config, state=state, stamp=stamp, parallel=parallel, **hooks)
-    parallel.broadcast_weights(policy.scorer)
-    measured(policy, settings, "", stamp, parallel)
+    saved = None if file is None else load_state(Path(file))
+    position = Position.of(saved)
+    for stage in stages_of(settings):
+        if position.goes_on(stage) and stage.algorithm != SUPERVISED:  # which one process does
+            own = make_venv(stage.env, settings.num_envs) if stage.name else venv
+            state = position.state_of(stage, saved)
+            if state is None:
+                forget_value_head(policy)
+            # a hook that writes nothing: all processes together make the state that the first one saves
+            hooks: dict[str, Any] = {"on_checkpoint": lambda step, state: None, "max_lost_rollouts": settings.max_lost_rollouts}
+            hooks |= {"questions": listed_questions(stage, own), "until": until_of(search_rate_of(stage, lines))}
+            train(policy, own, stage.algorithm, stage.config, state=state, stamp=stamp_in(stage, own, stamp), parallel=parallel, **hooks)
+        if position.number <= stage.number:
+            parallel.broadcast_weights(policy.scorer)
+            measured(policy, settings, "", stamp, parallel)
     venv.close()
 
 

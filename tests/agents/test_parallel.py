@@ -197,15 +197,40 @@ def test_the_command_line_trains_with_torchrun_as_alone_and_goes_on_alone(tmp_pa
         assert_same_run(folder, tmp_path / "alone")
 
 
+@pytest.mark.slow
+def test_the_processes_agree_when_a_stage_ends_and_go_on_from_there(tmp_path):
+    """Two stages, of which the first ends early; each of the second's updates is that of one process, so none is left over from the first."""
+    line = ["recipe=smoke", "start=shipped", "threads=1", "env.max_turns=4", "env.max_segment_tokens=24", "algo.questions_per_step=6"]
+    line += ["algo.group_size=4", "algo.steps=2", "evaluation.questions=4"]
+    line += [
+        "stages=[{name: a, algo: {steps: 5}, until: {search_rate: 0.3, over: 2}}, {name: b, algo: {name: ppo, kl_coef: 0.01, critic: shared}}]"
+    ]
+    assert main(["train", *line, f"run_dir={tmp_path / 'alone'}"]) == 0
+    assert [line["charts/stage"] for line in training_lines(tmp_path / "alone")] == [1, 1, 2, 2]
+    for kind in worker.KINDS:
+        folder = tmp_path / kind
+        done = torchrun("-m", "searchqa_agents.cli", "train", *line, f"run_dir={folder}", f"parallel={kind}")
+        assert done.returncode == 0, done.stderr
+        assert_same_run(folder, tmp_path / "alone", "train-000004")
+        for stopped_at in (2, 3):  # at the switch, and in the second stage
+            (folder / "summary.json").unlink()
+            for later in range(stopped_at + 1, 5):
+                shutil.rmtree(folder / "checkpoints" / f"train-{later:06d}", ignore_errors=True)
+            done = torchrun("-m", "searchqa_agents.cli", "train", f"resume={folder}")
+            assert done.returncode == 0, done.stderr
+            assert_same_run(folder, tmp_path / "alone", "train-000004")
+            assert (folder / "after-a.json").read_text() == (tmp_path / "alone" / "after-a.json").read_text()
+
+
 def training_lines(folder):
     return [line for line in read_metrics(folder) if line["phase"] == "train"]
 
 
-def assert_same_run(folder, expected):
+def assert_same_run(folder, expected, last="train-000002"):
     for own, other in zip(training_lines(folder), training_lines(expected), strict=True):
         names = [name for name in other if name.startswith(("charts/", "losses/"))]
         assert {name: own[name] for name in names} == pytest.approx({name: other[name] for name in names}, rel=1e-4, abs=1e-6)
-    weights = [load_file(run / "checkpoints" / "train-000002" / "model.safetensors") for run in (folder, expected)]
+    weights = [load_file(run / "checkpoints" / last / "model.safetensors") for run in (folder, expected)]
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[1].items():
         assert relative(weights[0][name], tensor) < 1e-5, name
