@@ -45,7 +45,7 @@ $(ENGINES)/.made: scripts/engines_environment.sh pyproject.toml | $(VENV)/.test
 
 test-engines: $(ENGINES)/.made ## test the adapters for verl and OpenRLHF, in an environment of their own (about two minutes)
 	$(ENGINES)/bin/python -m pytest -m "slow or not slow" \
-	  $(addprefix tests/agents/integrations/test_,verl.py verl_scripts.py openrlhf.py absent_engines.py rows.py) $(ARGS)
+	  $(addprefix tests/agents/integrations/test_,verl.py verl_recipe.py verl_scripts.py openrlhf.py absent_engines.py rows.py) $(ARGS)
 
 check: $(VENV)/.dev ## format check, lint, types
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ imports verl; that verl accepts what is written is tested with its own configura
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,10 +49,11 @@ _SCRIPT = """\
 {differences}
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+here=${{here//\\'/\\\\\\'}} # as Hydra's grammar wants it between quotes
 exec "${{PYTHON:-python3}}" -m verl.trainer.main_ppo \\
 {overrides} \\
-    "data.train_files=$here/{train}" "data.val_files=$here/{test}" \\
-    "actor_rollout_ref.rollout.agent.agent_loop_config_path=$here/{loops}" \\
+    "data.train_files='$here/{train}'" "data.val_files='$here/{test}'" \\
+    "actor_rollout_ref.rollout.agent.agent_loop_config_path='$here/{loops}'" \\
     "actor_rollout_ref.rollout.name=${{ROLLOUT:-vllm}}" \\
     "actor_rollout_ref.rollout.tensor_model_parallel_size=${{TENSOR_PARALLEL:-1}}" \\
     "actor_rollout_ref.rollout.gpu_memory_utilization=${{GPU_MEMORY:-0.6}}" \\
@@ -451,6 +453,9 @@ def _text(value: Any) -> str:
         return str(value)
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, str) and not re.fullmatch(r"[\w./:@+-]+", value):  # Hydra's grammar reads other characters as its own
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
     return repr(value) if isinstance(value, float) else str(value)
 
 
