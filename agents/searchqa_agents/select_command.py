@@ -20,7 +20,7 @@ from searchqa_envs.errors import ConfigurationError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from searchqa_agents.select_questions import DifficultyRule
+    from searchqa_agents.select_questions import Counts, DifficultyRule
 
 logger = logging.getLogger(__name__)
 
@@ -136,12 +136,8 @@ def _make_venv(settings: SelectSettings) -> Any:
 
 def select_run(settings: SelectSettings, rule: DifficultyRule, config: DictConfig, path: Path, console: Any) -> None:
     """Play what is not played yet, then write the run's files and print the table."""
-    from searchqa_agents.loading import build_agent
-    from searchqa_agents.lost_back_end import LostBackEndError
-    from searchqa_agents.progress import progress
-    from searchqa_agents.select_questions import Counts, check_sets, count_table, difficulty_rows, parse_keep, play_until_right, select
+    from searchqa_agents.select_questions import Counts, check_sets, count_table, difficulty_rows, parse_keep, select
     from searchqa_agents.table import show, stamp_line
-    from searchqa_retrievers.types import RetrieverError
 
     with RunFolder(path, command="data select") as folder:
         _check_begun(folder.path, config)
@@ -159,32 +155,8 @@ def select_run(settings: SelectSettings, rule: DifficultyRule, config: DictConfi
         quotas = parse_keep(settings.keep)
         check_sets(quotas, base.source, range(total))
         counts = Counts(rule, earlier)
-        temperature = settings.agent.temperature if isinstance(settings.agent, LANGUAGE_MODELS) else 0.0
-        with progress(settings.name, total) as advance, (folder.path / ATTEMPTS_FILE).open("a", encoding="utf-8") as file:
-
-            def on_round(outcomes: Mapping[str, str], finished: int) -> None:
-                file.write(json.dumps(outcomes, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                right = sum(outcome == "right" for outcome in outcomes.values())
-                advance(finished, f"{len(outcomes)} attempts, {right} right")
-
-            agent = build_agent(settings.agent, venv, settings.device, settings.dtype)
-            try:
-                play_until_right(
-                    venv,
-                    agent,
-                    range(total),
-                    counts,
-                    per_round=settings.per_round,
-                    seed=settings.seed,
-                    temperature=temperature,
-                    max_lost_rollouts=settings.max_lost_rollouts,
-                    on_round=on_round,
-                )
-            except (RetrieverError, LostBackEndError) as error:
-                way_on = f"What was played is kept: `searchqa data select resume={path}` goes on."
-                raise type(error)(f"{str(error).rstrip('. ')}. {way_on}") from error
+        if not all(counts.finished(base.source[index].id) for index in range(total)):
+            _play(settings, folder, venv, total, counts)
         folder.log_searches("select", 0, base.search_counters().sums)
         rows = difficulty_rows(base.source, range(total), counts)
         venv.close()
@@ -196,6 +168,41 @@ def select_run(settings: SelectSettings, rule: DifficultyRule, config: DictConfi
         show(console, f"{settings.name}: {len(kept)} of {len(rows)} questions kept", columns, table, stamp_line(stamp))
         console.print(f"Selected: {selected}", markup=False, highlight=False, soft_wrap=True)
         console.print(f"`searchqa train questions={selected}` trains on them.", markup=False, highlight=False, soft_wrap=True)
+
+
+def _play(settings: SelectSettings, folder: RunFolder, venv: Any, total: int, counts: Counts) -> None:
+    """Play what is not finished, and append each round to the record as it ends."""
+    from searchqa_agents.loading import build_agent
+    from searchqa_agents.lost_back_end import LostBackEndError
+    from searchqa_agents.progress import progress
+    from searchqa_agents.select_questions import RIGHT, play_until_right
+    from searchqa_retrievers.types import RetrieverError
+
+    agent = build_agent(settings.agent, venv, settings.device, settings.dtype)
+    temperature = settings.agent.temperature if isinstance(settings.agent, LANGUAGE_MODELS) else 0.0
+    with progress(settings.name, total) as advance, (folder.path / ATTEMPTS_FILE).open("a", encoding="utf-8") as file:
+
+        def on_round(outcomes: Mapping[str, str], finished: int) -> None:
+            file.write(json.dumps(outcomes, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            advance(finished, f"{len(outcomes)} attempts, {sum(outcome == RIGHT for outcome in outcomes.values())} right")
+
+        try:
+            play_until_right(
+                venv,
+                agent,
+                range(total),
+                counts,
+                per_round=settings.per_round,
+                seed=settings.seed,
+                temperature=temperature,
+                max_lost_rollouts=settings.max_lost_rollouts,
+                on_round=on_round,
+            )
+        except (RetrieverError, LostBackEndError) as error:
+            way_on = f"What was played is kept: `searchqa data select resume={folder.path}` goes on."
+            raise type(error)(f"{str(error).rstrip('. ')}. {way_on}") from error
 
 
 def read_rounds(file: Path) -> list[dict[str, str]]:

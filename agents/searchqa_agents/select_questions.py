@@ -279,13 +279,14 @@ def count_table(
 ) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table: how many questions there are of each set and difficulty, were to be kept, and are."""
     table = []
-    for name in sorted({row["set"] for row in rows}):
+    names = sorted({row["set"] for row in rows})
+    for name in names:
         for difficulty in (*DIFFICULTIES, UNKNOWN):
             there, stayed = (sum(row["set"] == name and row["difficulty"] == difficulty for row in some) for some in (rows, kept))
             if there or difficulty != UNKNOWN:
                 asked = [quota for quota in quotas if quota.of_set in (None, name) and quota.difficulty == difficulty]
                 wanted = "none" if not asked else "all" if asked[0].most is None else str(asked[0].most)
-                if asked and asked[0].of_set is None and asked[0].most is not None:
+                if len(names) > 1 and asked and asked[0].of_set is None and asked[0].most is not None:
                     wanted += " of all sets"
                 table.append([name, difficulty, str(there), wanted, str(stayed)])
     return ["set", "difficulty", "questions", "asked for", "kept"], table

@@ -348,7 +348,7 @@ def test_a_killed_selection_goes_on_to_the_same_bytes(finished, tmp_path):
 def test_with_another_keep_a_finished_folder_only_selects_anew(finished, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     assert run(*LINE, f"run_dir={folder}") == 0
-    monkeypatch.setattr("searchqa_agents.select_questions.rollout", None)  # nothing is played
+    monkeypatch.setattr("searchqa_agents.loading.build_agent", None)  # nothing is loaded or played
     assert run(f"resume={folder}", "keep={world: {easy: 2, hard: 1}}", "hard_from=3") == 0
     selected = [json.loads(line) for line in (folder / "selected.jsonl").read_text().splitlines()]
     assert sorted(row["difficulty"] for row in selected) == ["easy", "easy", "hard"]
