@@ -24,7 +24,7 @@ MAX_TOKENS = 600
 """Of the answer of five documents or fewer (ZeroSearch); more documents have as many more."""
 COUNTERS = ("answers", "noisy", "expected_noisy", "empty", "documents", "cut_prompts")
 _WORLD_FILTERS = ("world", "split", "recipe")
-_HEAD = re.compile(r"(?:\*\*)?\bDoc\s+(\d+)\s*(?:\(Title:\s*(.*?)\)(?=[\s:*]|$):?|[:.])(?:\*\*)?", re.DOTALL)
+_HEAD = re.compile(r"(?:\*\*)?\bDoc\s+(\d+)\s*(?:\(Title:[ \t]*([^\n]*?)\)(?=[\s:*]|$):?|[:.])(?:\*\*)?")
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+(?=\n)")
 
 

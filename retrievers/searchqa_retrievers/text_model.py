@@ -184,13 +184,13 @@ class TextModel:
         logits[:, self.tokenizer.vocab_size :] = -torch.inf
         if self.tokenizer.pad_id not in self._ends:
             logits[:, self.tokenizer.pad_id] = -torch.inf
-        if not self.temperature:
-            return logits.argmax(-1)
-        sums = torch.softmax(logits / self.temperature, dim=-1).double().cumsum(-1)  # [B, V]
-        if not bool(torch.isfinite(sums[:, -1]).all()):
+        if not bool(torch.isfinite(logits.amax(-1)).all()):
             raise RetrieverError(
                 f"the text model {self.checkpoint!r} gives probabilities that are not numbers; its weights are damaged or overflow in {self.dtype}"
             )
+        if not self.temperature:
+            return logits.argmax(-1)
+        sums = torch.softmax(logits / self.temperature, dim=-1).double().cumsum(-1)  # [B, V]
         return torch.searchsorted(sums, (noise * sums[:, -1])[:, None])[:, 0].clamp(max=sums.shape[-1] - 1)
 
     def _add(self, row: _Row, token: int) -> None:

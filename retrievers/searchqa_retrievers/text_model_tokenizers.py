@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,7 +85,10 @@ class ChatTokenizer:
     def __init__(self, source: Any, system: str | None = "") -> None:
         self._source = source
         self._system = system
-        self.name = f"{type(source).__name__}"
+        described = repr([sorted(source.get_vocab().items()), getattr(source, "chat_template", None)])
+        self.name = f"{type(source).__name__}@{hashlib.sha256(described.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+        controls = sorted({token.content for token in source.added_tokens_decoder.values() if token.special}, key=len, reverse=True)
+        self._controls = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
         self.vocab_size = len(source)
         if source.eos_token_id is None:
             raise RetrieverError(f"the tokenizer {self.name} of a text model has no end of sequence; give a causal language model's")
@@ -91,7 +96,8 @@ class ChatTokenizer:
         self.pad_id = self.eos_id if source.pad_token_id is None else int(source.pad_token_id)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the prompt."""
+        """Ids of the prompt. What looks like a control token in it is broken up by a blank: a policy's query must not end the user's message."""
+        text = self._controls.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)
         if getattr(self._source, "chat_template", None) is None:
             return list(self._source(text)["input_ids"])
         messages = [] if self._system is None else [{"role": "system", "content": self._system}]
