@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import pickle
 import socket
 import threading
 import time
@@ -305,3 +307,50 @@ def test_the_stamp_names_endpoint_and_model(serve, simulated):
     stamp = simulated("http://127.0.0.1:1/v1", model="big", extra={"top_p": 0.5}).stamp()
     assert stamp["url"] == ["http://127.0.0.1:1/v1/chat/completions"]
     assert (stamp["model"], stamp["temperature"], stamp["extra"]) == ("big", 0.8, {"top_p": 0.5})
+
+
+def _ask_in_child(retriever, pipe):
+    pipe.send(retriever.search(ROWS))
+    retriever.close()
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_it_works_on_both_sides_of_a_fork(serve, simulated):
+    retriever = simulated(serve().url)
+    before = retriever.search(ROWS)
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=_ask_in_child, args=(retriever, theirs))
+    child.start()
+    try:
+        assert ours.poll(20)
+        assert ours.recv() == before == retriever.search(ROWS)
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_a_pickled_one_and_a_closed_one_connect_again(serve, simulated):
+    retriever = simulated(serve().url, concurrency=3)
+    expected = retriever.search(ROWS)
+    again = pickle.loads(pickle.dumps(retriever))
+    assert again.search(ROWS) == expected
+    again.close()
+    retriever.close()
+    assert retriever.search(ROWS) == expected
+
+
+def test_no_more_requests_are_under_way_than_allowed(serve, simulated):
+    lock, under_way, most = threading.Lock(), 0, 0
+
+    def count(prompt, body):
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.01)
+        with lock:
+            under_way -= 1
+        return echo(prompt, body)
+
+    simulated(serve(count).url, concurrency=3).search(ROWS)
+    assert most == 3
