@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 GROUPS = {
-    "train": ("env", "algo", "alarms", "recipe", "ablation"),
+    "train": ("env", "algo", "alarms", "llm", "recipe", "ablation"),
     "sft": ("env",),
     "eval": ("env", "agent"),
     "select": ("env", "agent"),
@@ -24,6 +24,11 @@ def conf_dir() -> Path:
 def options(group: str) -> list[str]:
     """The names that a config group knows, such as env's hotpotqa."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def published_recipes() -> list[str]:
+    """The published settings, as options of the group recipe."""
+    return [f"published/{name}" for name in options("recipe/published")]
 
 
 CONFIG_CLASSES = {
@@ -48,6 +53,8 @@ def groups_text(command: str) -> str:
     lines = ["Groups:"]
     for group in GROUPS[command]:
         lines.append(f"  {group}={'|'.join(options(group))}")
+        if group == "recipe":
+            lines += [f"      {name:<42} {_about(group, name)}" for name in published_recipes()]
         if group == "ablation":
             lines += [f"      {name:<16} {_about(group, name)}" for name in options(group)]
         if group == "env":

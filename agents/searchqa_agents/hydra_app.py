@@ -276,10 +276,12 @@ def _unknown_key(wrong: str) -> str:
 
 
 def _unknown_option(option: str, said: str) -> str:
-    from searchqa_agents.config_help import options
+    from searchqa_agents.config_help import options, published_recipes
 
-    group, _, name = option.rpartition("/")
+    group, _, name = option.partition("/") if option.startswith("recipe/") else option.rpartition("/")
     known = options(group) if group else []
+    if group == "recipe":
+        known += published_recipes()
     if known and group == "algo":  # those of plugins have no file
         nodes = [node.removesuffix(".yaml") for node in ConfigStore.instance().repo.get("algo", {})]
         known = sorted({*known, *(node for node in nodes if not node.endswith("_types"))})

@@ -18,6 +18,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf, flag_override
 
 import searchqa_conf
+from searchqa_agents.cli import main
 from searchqa_agents.config_help import options
 from searchqa_agents.settings import TrainSettings, changed_arguments, env_arguments, register, register_training, with_parts
 from searchqa_agents.stages import stages_of
@@ -376,3 +377,24 @@ def test_the_adapters_for_one_gpu_change_only_what_they_say() -> None:
 def test_without_a_model_the_small_world_is_as_it_was() -> None:
     settings = settings_of()
     assert (settings.start, settings.parallel, settings.algo.precision) == ("nothing", "auto", "float32")
+
+
+def test_the_help_of_train_lists_models_and_published_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert f"  llm={'|'.join(options('llm'))}\n" in said
+    assert all(f"  published/{name} " in said for name in RECIPES)
+    assert "published/base" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("recipe=published/search_r1_pp", "recipe=published/search_r1_ppo"),
+        ("recipe=zerosearch_paper_qwen7b", "recipe=published/zerosearch_paper_qwen_7b"),
+        ("llm=qwen2.5-3", "llm=qwen2.5-3b"),
+    ],
+)
+def test_a_misspelt_recipe_or_model_is_told_what_was_meant(given: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", given, "dry_run=true"]) == 2
+    assert f"Did you mean {meant}" in capsys.readouterr().err
