@@ -33,7 +33,7 @@ from searchqa_agents.plan_memory import (
     memory,
 )
 from searchqa_agents.settings import EnvSettings, TrainSettings
-from searchqa_envs.errors import ConfigurationError
+from searchqa_envs.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,10 +100,15 @@ def make_plan(settings: TrainSettings) -> Plan:
     from searchqa_agents.training_run import lora_arguments, prepare
 
     prepare(settings)
-    plan = Plan(missing=missing_data(settings.env))
+    plan = Plan()
     stages = stages_of(settings)
     tokenizer, measured = tokenizer_at_hand(settings.env.tokenizer)
-    rules = checked_rules(settings, tokenizer)
+    rules: list[Rules] = []
+    try:
+        plan.missing = missing_data(settings.env)
+        rules = checked_rules(settings, tokenizer)
+    except DataError as error:  # what is wrong with it is said behind the rest of the plan
+        plan.errors.append(str(error))
     _data(plan, settings, stages, rules[0] if rules else None)
     config = model_config(settings, rules[0].tokenizer if rules and measured else None)
     lora = lora_arguments(settings)
@@ -241,6 +246,8 @@ def _data(plan: Plan, settings: TrainSettings, stages: Sequence[Stage], rules: R
     name = dataset or plan.missing or getattr(env, "questions", None) or env.id
     if rules is not None:
         plan.add("Data", str(name), f"{len(rules.source):,} questions of split {rules.source.stamp().get('split', env.split or 'train')}")
+    elif plan.missing is None:
+        plan.add("Data", str(name), "cannot be read, see below")
     else:
         rows: Mapping[str, int] = DATASETS[dataset].sizes if dataset else COLLECTION_ROWS.get(str(plan.missing), {})
         sizes = ", ".join(f"{split} {count:,}" for split, count in rows.items()) or "of a number that is not known here"

@@ -281,27 +281,26 @@ def disk(work: Work) -> float:
 def advice(work: Work, limit: float, lora: Callable[[], Shape] | None = None) -> tuple[list[str], Memory]:
     """Overrides of the command line, in the order in which they are worth trying, until all phases fit ``limit`` bytes; and what they lead to.
 
-    Each is kept only where it makes the phase smaller that takes most. ``lora`` gives the shape with adapters. If nothing is enough, the smallest.
+    Each is kept only where it takes something off the phases that do not fit. ``lora`` gives the shape with adapters.
     """
     said: list[str] = []
-    now = memory(work)
+
+    def excess(of: Work) -> float:
+        return sum(max(0.0, peak - limit) for peak in memory(of).peaks.values())
 
     def take(words: str, changed: Work) -> None:
-        nonlocal work, now
-        new = memory(changed)
-        if now.peak > limit and new.peak < 0.98 * now.peak:
+        nonlocal work
+        before = excess(work)
+        if before > 0 and excess(changed) < 0.98 * before:
             said.append(words)
-            work, now = changed, new
+            work = changed
 
     def fewer_slots() -> None:
-        nonlocal work, now
         slots = work.slots
-        while slots > 1 and sum(memory(replace(work, slots=slots)).rollout.values()) > limit:
+        while slots > 1 and memory(replace(work, slots=slots)).peaks["rollout"] > limit:
             slots //= 2
-        if slots < work.slots:
-            work = replace(work, slots=slots)
-            now = memory(work)
-            said.append(f"num_envs={slots}")
+        if memory(replace(work, slots=slots)).peaks["rollout"] <= limit:
+            take(f"num_envs={slots}", replace(work, slots=slots))
 
     fewer_slots()
     take("algo.gradient_checkpointing=true", replace(work, checkpointing=True))
@@ -311,14 +310,13 @@ def advice(work: Work, limit: float, lora: Callable[[], Shape] | None = None) ->
         take("algo.precision=bfloat16", replace(work, autocast=True))
     if work.processes > 1 and not work.sharded:
         take("parallel=fsdp2", replace(work, sharded=True))
-        fewer_slots()
     if work.critic == "separate":
         take("algo.critic=shared", replace(work, critic="shared"))
-    if not work.shape.rank and lora is not None and now.peak > limit:
-        small = replace(work, shape=lora(), reference=False, weight_bytes=BFLOAT16)
-        take("lora.rank=16 dtype=bfloat16", small)
+    fewer_slots()
+    if not work.shape.rank and lora is not None and excess(work) > 0:
+        take("lora.rank=16 dtype=bfloat16", replace(work, shape=lora(), reference=False, weight_bytes=BFLOAT16))
         fewer_slots()
-    return said, now
+    return said, memory(work)
 
 
 def flops(work: Work, sampled: int) -> tuple[float, float, float]:
