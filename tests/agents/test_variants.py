@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from searchqa_agents.cli import main
 from searchqa_agents.config_help import conf_dir, options
 from searchqa_agents.report import Run
 from searchqa_agents.runs import RunFolderError, read_metrics
+from searchqa_agents.settings import register, register_training
 from searchqa_agents.variants import (
     Comparison,
     Outcome,
@@ -27,6 +29,7 @@ from searchqa_agents.variants import (
     interval_text,
     paired_difference,
     read_results,
+    settings_of,
     write_results,
 )
 
@@ -282,14 +285,18 @@ def test_an_ablation_of_ones_own_from_its_files_to_its_results(tmp_path: Path, c
     assert kept.with_suffix(".png").is_file()
 
 
-def test_the_line_wins_over_the_seeds_and_settings_of_an_ablation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "-m", "ablation=top_k", "seed=3", "env.top_k=2,5", "algo.steps=7", "dry_run=true", f"run_dir={tmp_path}"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("Would run") == 2
-    lines = [line.strip() for line in said.splitlines()]
-    assert [line for line in lines if re.fullmatch(r"top_k: [1-9]", line)] == ["top_k: 2", "top_k: 5"]
-    assert lines.count("seed: 3") == 2
-    assert lines.count("steps: 7") == 2
+def test_the_line_wins_over_the_seeds_and_settings_of_an_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("searchqa_agents.train_command.run", lambda config, path: seen.append((config, path)))
+    assert main(["train", "-m", "ablation=top_k", "seed=3", "env.top_k=2,5", "algo.steps=7", f"run_dir={tmp_path}"]) == 0
+    assert [(config.seed, config.env.top_k, config.algo.steps, config.start) for config, _ in seen] == [
+        (3, k, 7, "shipped") for k in (2, 5)
+    ]
+    assert [path for _, path in seen] == [tmp_path / f"env.top_k-{k}" for k in (2, 5)]
+    seen.clear()
+    assert main(["train", "-m", "ablation=search", "seed=100", f"run_dir={tmp_path}"]) == 0
+    assert [(config.name, config.env.retriever) for config, _ in seen] == [("search", None), ("no search", "none")]
+    assert [path.name for _, path in seen] == ["variant-search", "variant-no_search"]
 
 
 def test_an_ablation_needs_a_multirun(capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,13 +317,30 @@ def test_every_ablation_says_what_it_compares_with_enough_new_seeds_and_its_vari
     assert set(parameters.get("variant", "").split(",")) <= {"", *options("variant")}
 
 
-@pytest.mark.slow
+def composed(name: str, variant: dict[str, str]) -> Any:
+    """The configuration of one variant, as Hydra puts it together and checks its keys."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", [f"ablation={name}", *(f"{key}={value}" for key, value in variant.items())])
+
+
+def variants(name: str) -> list[dict[str, str]]:
+    parameters = yaml.safe_load((conf_dir() / "ablation" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    return [{key: value} for key, values in parameters.items() if key != "seed" for value in values.split(",")]
+
+
 @pytest.mark.parametrize("name", options("ablation"))
-def test_every_ablation_can_be_started(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(["train", "-m", f"ablation={name}", "seed=100", "env.num_worlds=1", "num_envs=1", "dry_run=true", f"run_dir={tmp_path}"]) == 0
-    )
-    assert capsys.readouterr().out.count("Would run") >= 2
+def test_the_variants_of_an_ablation_are_known_settings_and_differ(name: str) -> None:
+    register()
+    register_training()
+    configs = [OmegaConf.to_container(composed(name, variant), resolve=False) for variant in variants(name)]
+    settings = [settings_of(config) for config in configs if isinstance(config, dict)]
+    assert len(settings) >= 2
+    assert all(one != other for i, one in enumerate(settings) for other in settings[:i])
+    assert {one["threads"] for one in configs if isinstance(one, dict)} == {1}
+    evaluations = [{key: value for key, value in one.items() if key.startswith("evaluation.")} for one in settings]
+    assert all(one == evaluations[0] for one in evaluations)  # measured alike
+    names = [config["name"] for config in configs if isinstance(config, dict)]
+    assert len(set(names)) == len(names) or not any("variant" in variant for variant in variants(name))
 
 
 @pytest.mark.parametrize("words", [["--save"], ["--save", "runs"], ["a.json", "runs"], ["--save", "b.json", "a.json"]])
