@@ -85,7 +85,7 @@ def shape_config(like: str | None, *, num_hidden_layers: int | None = None, voca
 
     name = shape_name(like) if like is not None else None
     if name is None:
-        raise ConfigurationError(f"random.like must be a shape that is known, one of {', '.join(SHAPES)}; got {like!r}.")
+        raise ConfigurationError(f"random.like (or llm) must be a shape that is known, one of {', '.join(SHAPES)}; got {like!r}.")
     values = copy.deepcopy(dict(SHAPES[name]))
     for key, cut in (("num_hidden_layers", num_hidden_layers), ("vocab_size", vocab_size)):
         if cut is not None and cut < 1:

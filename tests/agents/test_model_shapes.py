@@ -85,7 +85,7 @@ def test_the_seed_determines_random_weights() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"like": None}, "random.like must be"),
+        ({"like": None}, "must be a shape that is known"),
         ({"like": "gpt-2"}, "'gpt-2'"),
         ({"like": "qwen2.5-3b", "num_hidden_layers": 0}, "random.num_hidden_layers must be at least 1"),
         ({"like": "qwen2.5-3b", "vocab_size": -1}, "random.vocab_size must be at least 1"),

@@ -258,6 +258,13 @@ def test_what_cannot_be_is_refused(word: str, said: str, nothing_here: Path, cap
     assert "Would" not in shown.out
 
 
+def test_random_weights_are_like_the_model_of_llm(nothing_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "llm=llama-3.2-3b-instruct", "start=random", "parallel=auto", *DRY]) == 0
+    assert "3,212,749,824" in capsys.readouterr().out
+    assert main(["train", "start=random", *DRY]) == 1
+    assert "random.like (or llm) must be" in capsys.readouterr().err
+
+
 def test_random_weights_must_cover_the_tokenizer(nothing_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["train", "start=random", "random.like=qwen2.5-0.5b", "random.vocab_size=8"]
     for words in ([*line, *DRY], [*line, "run_dir=cache"]):
