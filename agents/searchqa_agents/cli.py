@@ -46,6 +46,10 @@ Examples:
   searchqa train start=runs/.../checkpoints/sft-000350
   searchqa train algo=ppo algo.learning_rate=3e-4 seed=1
   searchqa train plugins=[my_algorithm.py] algo=mine  an algorithm of your own, which the file registers
+  searchqa train recipe=search_r1                     Search-R1 in the small, by PPO; with algo=grpo by GRPO
+  searchqa train recipe=r1_searcher                   R1-Searcher in the small, both stages; or as two runs from one warm start:
+  searchqa train recipe=r1_searcher start=runs/.../checkpoints/sft-000400 stages=null env.reward=r1_searcher_stage1 run_dir=runs/one
+  searchqa train recipe=r1_searcher start=runs/one/checkpoints/train-000020 stages=null
   searchqa train run_dir=runs/mine                    the same line again goes on from the last checkpoint
   searchqa train resume=runs/mine
   searchqa train -m algo=grpo,ppo seed=0,1,2 start=shipped run_dir=runs/compare    six runs; then: searchqa report runs/compare
@@ -92,6 +96,7 @@ Examples:
   echo "answer: yes" | searchqa play --seed 3""",
     ),
     "data": Command("data_command", "list, download, verify and merge data sets; write rows for training engines", ""),
+    "simulator": Command("simulator_command", "make a simulated search engine: collect, label, train, evaluate", ""),
     "index": Command("index_command", "build, look at, measure and verify search indexes", ""),
     "report": Command(
         "report",
@@ -167,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = line[0], line[1:]
     if name not in COMMANDS:
         return _unknown(name)
-    if any(word in ("-h", "--help") for word in rest) and name not in ("data", "index"):
+    if any(word in ("-h", "--help") for word in rest) and name not in ("data", "index", "simulator"):
         return _help([name])
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads that spin cost ten times the work where cores are shared
     command = import_module(f"searchqa_agents.{COMMANDS[name].module}")
@@ -237,7 +242,7 @@ def _help(words: Sequence[str]) -> int:
     name = words[0]
     if name not in COMMANDS:
         return _unknown(name)
-    if name in ("data", "index"):
+    if name in ("data", "index", "simulator"):
         return int(import_module(f"searchqa_agents.{COMMANDS[name].module}").main(["--help"]) or OK)
     text = COMMANDS[name].help
     if name in HYDRA_COMMANDS or name == "play":
