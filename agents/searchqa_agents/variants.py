@@ -199,10 +199,11 @@ def comparison_table(comparison: Comparison) -> tuple[str, list[str], list[list[
     seeds = sorted({one.seed for one in comparison.outcomes})
     key = comparison.measure
     hops = f"{key.partition('/')[0].removeprefix('hops=')}-hop " if key.startswith("hops=") else ""
-    title = f"By {comparison.by}: {hops}held-out questions, sampled; mean and each run (seeds {', '.join(map(str, seeds))})"
+    asked = f"{hops}held-out questions, sampled; mean and each run (seeds {', '.join(map(str, seeds))})"
+    title = f"By {comparison.by}: {asked}; differences are from the first, seed by seed"
     changed = [name for name in ("search_rate", "reward") if any(f"{key}/{name}" in one.after for one in comparison.outcomes)]
-    columns = [comparison.by, "EM before", "EM after", "95% interval", f"after, minus {variants[0]}", "EM while training"]
-    columns += [f"while training, minus {variants[0]}", "searches", *(name.replace("_", " ") for name in changed), "tokens", "seconds"]
+    columns = [comparison.by, "EM before", "EM after", "95% interval", "difference", "EM while training"]
+    columns += ["difference while training", "searches", *(name.replace("_", " ") for name in changed), "tokens", "seconds"]
     first = comparison.of(variants[0])
     rows = []
     for variant in variants:

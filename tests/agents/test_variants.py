@@ -152,10 +152,13 @@ def three_variants() -> Comparison:
 
 def test_the_table_by_hand() -> None:
     title, columns, rows = comparison_table(three_variants())
-    assert title == "By algorithm: 2-hop held-out questions, sampled; mean and each run (seeds 0, 1)"
+    assert (
+        title
+        == "By algorithm: 2-hop held-out questions, sampled; mean and each run (seeds 0, 1); differences are from the first, seed by seed"
+    )
     assert columns == [
-        *("algorithm", "EM before", "EM after", "95% interval", "after, minus grpo"),
-        *("EM while training", "while training, minus grpo", "searches", "tokens", "seconds"),
+        *("algorithm", "EM before", "EM after", "95% interval", "difference"),
+        *("EM while training", "difference while training", "searches", "tokens", "seconds"),
     ]
     assert rows == [
         ["grpo", "0.300", "0.850 (0.800 0.900)", "0.215 to 1.000", "", "0.500", "", "1.25 → 2.00", "1.00 M", "61"],
@@ -292,11 +295,11 @@ def test_the_line_wins_over_the_seeds_and_settings_of_an_ablation(tmp_path: Path
     assert [(config.seed, config.env.top_k, config.algo.steps, config.start) for config, _ in seen] == [
         (3, k, 7, "shipped") for k in (2, 5)
     ]
-    assert [path for _, path in seen] == [tmp_path / f"env.top_k-{k}" for k in (2, 5)]
+    assert [path for _, path in seen] == [tmp_path / f"env.top_k-{k}_seed-3" for k in (2, 5)]
     seen.clear()
     assert main(["train", "-m", "ablation=search", "seed=100", f"run_dir={tmp_path}"]) == 0
     assert [(config.name, config.env.retriever) for config, _ in seen] == [("search", None), ("no search", "none")]
-    assert [path.name for _, path in seen] == ["variant-search", "variant-no_search"]
+    assert [path.name for _, path in seen] == ["seed-100_variant-search", "seed-100_variant-no_search"]
 
 
 def test_an_ablation_needs_a_multirun(capsys: pytest.CaptureFixture[str]) -> None:
