@@ -170,7 +170,7 @@ def _play(
     step: int,
     stamp: Mapping[str, Any],
     parallel: Parallel,
-    listed: Sequence[int] | None,
+    listed: Sequence[int] | None = None,
 ) -> tuple[list[Trajectory], list[list[Trajectory]], float]:
     """All trajectories of a step, the groups to train on, and the share of all groups whose rewards differ.
 

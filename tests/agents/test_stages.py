@@ -288,7 +288,8 @@ def test_two_runs_do_what_the_stages_of_one_do(whole_run, tmp_path):
     ).read_bytes()
     words = [word for word in SMOKE if not word.startswith("start=")]
     changes = [f"start={checkpoint}", "algo=ppo", "algo.kl_coef=0.01", "algo.critic=shared", f"algo.seed={stages[1]['seed']}"]
-    grpo_defaults = ["algo.num_minibatches=1", "algo.critic_learning_rate=null"]  # common settings are the run's, not those of algo=ppo
+    # what every algorithm can be told is the run's in a stage of another algorithm, not what algo=ppo would have
+    grpo_defaults = ["algo.num_minibatches=1", "algo.critic_learning_rate=null", "algo.kl_in=loss", "algo.kl_estimator=k3"]
     assert main([*words, *changes, *grpo_defaults, f"run_dir={second}"]) == 0
     ours, theirs = (
         folder / "model.safetensors" for folder in (second / "checkpoints" / "train-000002", whole_run / "checkpoints" / "train-000004")
@@ -296,14 +297,14 @@ def test_two_runs_do_what_the_stages_of_one_do(whole_run, tmp_path):
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_rate_that_is_never_reached_ends_with_the_steps_and_a_warning(tmp_path, caplog):
+def test_a_rate_that_is_never_reached_ends_with_the_steps_and_a_warning(tmp_path, capsys):
     run = tmp_path / "run"
     words = "stages=[{name: seek, algo: {steps: 2}, env: {retriever: none}, until: {search_rate: 1.0, over: 3}}, {name: answer, algo: {steps: 1}}]"
     assert main([*SMOKE, words, f"run_dir={run}"]) == 0
     seek, answer = json.loads((run / "summary.json").read_text())["stages"]
     assert (seek["last_step"], seek["reached"], answer["last_step"]) == (2, False, 3)
     assert "1 was never reached; all of its 2 steps are done" in seek["reason"]
-    assert any("never reached" in record.message and record.levelname == "WARNING" for record in caplog.records)
+    assert f"WARNING: Stage 1 of 2, seek, ends after step 2: {seek['reason']}." in capsys.readouterr().err
 
 
 def test_a_list_of_questions_is_gone_through_in_epochs(tmp_path, capsys):
@@ -429,3 +430,30 @@ def test_the_small_recipes_are_complete(words, tmp_path, capsys):
     out = capsys.readouterr().out
     assert ("name: grpo" in out) == ("algo=grpo" in words)
     assert ("name: ppo" in out) == (words == ["recipe=search_r1"])
+
+
+def test_further_rounds_of_a_step_draw_from_the_list_and_leave_its_epochs_alone(monkeypatch):
+    from types import SimpleNamespace
+
+    from searchqa_agents.parallel import Parallel
+    from searchqa_agents.trainer import _play
+
+    asked = []
+    monkeypatch.setattr(
+        "searchqa_agents.trainer.shared_rollout", lambda parallel, venv, sampler, questions, **rest: asked.append(questions) or []
+    )
+    listed = list(range(50, 70))
+    config = AlgorithmConfig(questions_per_step=5, group_size=2, dynamic_sampling=3)
+    venv = SimpleNamespace(unwrapped=SimpleNamespace(source=None))
+    for step in range(4):
+        _play(venv, None, config, step, {}, Parallel(), listed)
+    first, further = asked[::3], asked[1::3] + asked[2::3]
+    assert sorted(question for questions in first for question in questions) == listed  # an epoch, whatever the further rounds took
+    assert all(set(questions) <= set(listed) for questions in further)
+    for step in range(4):
+        questions = [question for part in asked[3 * step : 3 * step + 3] for question in part]
+        assert len(set(questions)) == len(questions)  # none twice in a step
+    again = asked[:3]
+    asked.clear()
+    _play(venv, None, config, 0, {}, Parallel(), listed)
+    assert asked == again
