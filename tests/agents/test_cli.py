@@ -41,7 +41,7 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
 def test_help_tells_groups_and_keys_of_the_yaml_files(capsys: pytest.CaptureFixture[str]) -> None:
     main(["eval", "--help"])
     text = capsys.readouterr().out
-    assert "env=2wikimultihopqa|bamboogle|custom|hotpotqa|musique|nq|popqa|triviaqa|world" in text
+    assert "env=2wikimultihopqa|bamboogle|custom|hotpotqa|musique|nq|nq_hotpotqa|popqa|triviaqa|world" in text
     assert "agent=direct|lm|oracle|search_once" in text
     assert "samples=1" in text
     main(["train", "--help"])
@@ -217,7 +217,7 @@ def test_every_argument_of_the_environment_is_a_key_of_every_env_option() -> Non
     for name in options("env"):
         with initialize_config_module("searchqa_conf", version_base="1.3"):
             keys = set(compose("play", overrides=[f"env={name}"]).env) - {"id"}
-        own = {"world": WORLD_OPTIONS, "custom": CUSTOM_OPTIONS}.get(name, ())
+        own = {"world": WORLD_OPTIONS, "custom": CUSTOM_OPTIONS, "nq_hotpotqa": CUSTOM_OPTIONS}.get(name, ())
         assert keys == common | set(own), name
 
 
