@@ -208,7 +208,8 @@ WITH_VALUE = (
 
 def _options_first(line: Sequence[str]) -> list[str]:
     """Options before overrides: Hydra's parser takes no override behind an option that stands behind another override."""
-    options, overrides = [], []
+    options: list[str] = []
+    overrides: list[str] = []
     for before, word in zip(("", *line), line, strict=False):
         (options if word.startswith("-") or before in WITH_VALUE else overrides).append(word)
     return [*options, *overrides]
@@ -232,9 +233,8 @@ def _with_sweep_folders(line: list[str]) -> list[str]:
     plain = all(re.fullmatch(r"[\w.:+~=-]{1,60}", choice) for choice in choices)
     if (swept or ablation != "null") and plain and "hydra.sweep.subdir" not in given:
         same = sorted({override.key_or_group for override in overrides} - {override.key_or_group for override in swept})
-        same = [
-            key for key in same if not key.startswith("hydra") and (key != "seed" or ablation == "null")
-        ]  # one seed, and later all of them
+        kept = "seed" if ablation != "null" else None  # so that a line with one seed and a later one with all have the same folders
+        same = [key for key in same if not key.startswith("hydra") and key != kept]
         naming = "hydra.job.config.override_dirname"  # no = and no commas in names: a path should need no quotes on a line
         line += ["hydra.sweep.subdir=${hydra.job.override_dirname}", f"{naming}.exclude_keys=[{','.join(same)}]"]
         line += [f"{naming}.kv_sep='-'", f"{naming}.item_sep='_'"]

@@ -20,7 +20,7 @@ OF_NO_MATTER = frozenset(
 )
 """Parts of a configuration that change no result, or only by chance."""
 
-CURVES = {"em": "charts/em", "searches": "charts/searches", "reward": "charts/episodic_return"}
+CURVES = {"em": "charts/em", "searches": "charts/searches", "search_rate": "charts/search_rate", "reward": "charts/episodic_return"}
 """What is kept of every step, by its name in ``metrics.jsonl``."""
 
 SCHEMA = 1

@@ -335,14 +335,14 @@ def variants(name: str) -> list[dict[str, str]]:
 def test_the_variants_of_an_ablation_are_known_settings_and_differ(name: str) -> None:
     register()
     register_training()
-    configs = [OmegaConf.to_container(composed(name, variant), resolve=False) for variant in variants(name)]
-    settings = [settings_of(config) for config in configs if isinstance(config, dict)]
+    configs: list[Any] = [OmegaConf.to_container(composed(name, variant), resolve=False) for variant in variants(name)]
+    settings = [settings_of(config) for config in configs]
     assert len(settings) >= 2
     assert all(one != other for i, one in enumerate(settings) for other in settings[:i])
-    assert {one["threads"] for one in configs if isinstance(one, dict)} == {1}
+    assert {config["threads"] for config in configs} == {1}
     evaluations = [{key: value for key, value in one.items() if key.startswith("evaluation.")} for one in settings]
     assert all(one == evaluations[0] for one in evaluations)  # measured alike
-    names = [config["name"] for config in configs if isinstance(config, dict)]
+    names = [config["name"] for config in configs]
     assert len(set(names)) == len(names) or not any("variant" in variant for variant in variants(name))
 
 
