@@ -100,11 +100,38 @@ MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights", "env.search_con
 """Keys whose value can be a mapping with names that no file of ours lists."""
 
 
+REPLACED = tuple(key for key in MAPPINGS if key != "evaluation.env") + tuple(
+    key.replace("env.", "evaluation.env.", 1) for key in MAPPINGS if key.startswith("env.")
+)
+"""Those of which a whole mapping on a line takes the place of a recipe's, where Hydra would merge the two."""
+
+
 def with_parts(line: Sequence[str]) -> list[str]:
-    """The words of a line; ``env.reward_weights.em=2`` as ``++env.reward_weights.em=2``, so that Hydra takes a name that it does not know."""
+    """The words of a line as Hydra must see them.
+
+    ``env.reward_weights.em=2`` becomes ``++env.reward_weights.em=2``, so that Hydra takes a name that it does not know. Before a whole mapping, such as
+    ``env.retriever={name: bm25}``, the key is set to null.
+    """
     # evaluation.env is a mapping to begin with; what the others replace is null or a name
     beginnings = (*(f"{key}." for key in MAPPINGS), "evaluation.env=")
-    return [f"++{word}" if word.startswith(beginnings) else word for word in line]
+    words = []
+    for word in line:
+        given = f"++{word}" if word.startswith(beginnings) else word
+        if word.lstrip("+").startswith(tuple(f"{key}={{" for key in REPLACED)) and not _is_swept(given):
+            words.append(f"{given.partition('=')[0]}=null")
+        words.append(given)
+    return words
+
+
+def _is_swept(word: str) -> bool:
+    """Whether a word has several values, for a multirun. One that cannot be parsed is left to Hydra's own message."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return bool(OverridesParser.create().parse_override(word).is_sweep_override())
+    except HydraException:
+        return True
 
 
 def check_at_least(least: int, **values: int | None) -> None:

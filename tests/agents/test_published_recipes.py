@@ -361,6 +361,18 @@ def test_another_retriever_and_reward_replace_those_of_a_recipe() -> None:
     assert (settings.env.retriever, settings.env.reward, settings.env.id) == ("bm25", "f1", "SearchQA-HotpotQA-v0")
 
 
+def test_a_whole_mapping_on_the_line_replaces_that_of_a_recipe_and_is_not_merged_with_it() -> None:
+    settings = settings_of(
+        "recipe=published/zerosearch_grpo",
+        "env.retriever={name: http, url: 'http://127.0.0.1:7000'}",
+        "evaluation.env.retriever={name: online, provider: serpapi}",
+    )
+    assert settings.env.retriever == {"name": "http", "url": "http://127.0.0.1:7000"}
+    assert settings.evaluation.env == {"retriever": {"name": "online", "provider": "serpapi"}}
+    swept = "env.retriever={name: bm25},{name: none}"
+    assert with_parts([swept, "env.reward={name: em", "algo.steps=2"]) == [swept, "env.reward={name: em", "algo.steps=2"]
+
+
 def test_a_recipe_of_one_algorithm_refuses_another() -> None:
     with pytest.raises(ConfigCompositionException, match="lam"):
         settings_of("recipe=published/search_r1_ppo", "algo=grpo")
