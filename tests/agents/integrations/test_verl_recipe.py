@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -226,6 +227,55 @@ def test_rows_are_the_training_questions_and_the_evaluations_own_draw(model_fold
     assert {row["agent_name"] for row in held_out} == {"searchqa-evaluation"}
     [train_loop, evaluation_loop] = OmegaConf.load(folder / "agent_loops.yaml")
     assert (train_loop.env.questions, evaluation_loop.env.questions) == (str(train), str(test))
+
+
+def test_verls_data_set_and_worker_play_what_was_written(model_folder, byte_tokenizer, tmp_path):
+    engine = pytest.importorskip(
+        "verl.experimental.agent_loop.agent_loop", reason="needs verl, which needs an environment of its own: make test-engines"
+    )
+    import verl.trainer.config
+    from hydra import compose, initialize_config_dir
+    from verl.protocol import DataProto
+    from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
+    from verl.workers.rollout.llm_server import LLMServerClient
+    from verl.workers.rollout.replica import TokenOutput
+
+    class SameAnswer(LLMServerClient):
+        """In the place of verl's client: answers every question alike."""
+
+        def __init__(self):
+            pass
+
+        async def generate(self, request_id, *, prompt_ids, sampling_params, **kwargs):
+            ids = byte_tokenizer.encode(" easy </think>\n\n<answer> answer 3 </answer>", add_special_tokens=False)
+            return TokenOutput(token_ids=ids, log_probs=[-1.0] * len(ids), stop_reason="completed")
+
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    folder = write_recipe(
+        tmp_path / "recipe",
+        "--rows",
+        "recipe=published/r1_searcher_qwen",
+        f"start={model_folder}",
+        f"env.questions={questions}",
+        f"evaluation.env.questions={questions}",
+        "env.retriever=none",
+        "env.max_context_tokens=4000",
+        "evaluation.questions=3",
+    )
+    overrides = overrides_of(folder)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(Path(verl.trainer.config.__file__).parent), version_base=None):
+        config = compose("ppo_trainer", overrides=overrides)
+    worker = engine.AgentLoopWorker(config, SameAnswer())
+    for file, count in ((config.data.train_files, 12), (config.data.val_files, 3)):
+        dataset = RLHFDataset(file, byte_tokenizer, config.data)
+        rows = [dataset[index] for index in range(len(dataset))]
+        output = asyncio.run(worker.generate_sequences(DataProto.from_single_dict(collate_fn(rows))))
+        asked = [row["extra_info"]["question_id"] for row in rows]
+        assert len(asked) == count
+        rewards = dict(zip(asked, output.batch["rm_scores"].sum(-1).tolist(), strict=True))
+        assert rewards == {question: 1.0 if question == "q3" else 0.5 for question in asked}  # R1-Searcher's F1 with "answer 3"
 
 
 REFUSED = [
