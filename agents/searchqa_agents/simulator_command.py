@@ -481,7 +481,7 @@ def evaluate(settings: SimulatorEvaluateSettings, config: DictConfig, path: Path
             "real": measure_documents([one for one in real if one.documents], None, forms),
         }
         stamp = run_stamp({"simulator": retrievers["useful"].stamp()}, seed=settings.seed, threads=settings.threads)
-        columns = [f"{len(rows)} searches", *(f"{who} {quality}" for who in measured for quality in LABELS)]
+        columns = [f"{len(rows)} searches", *(f"{prefix}{quality}" for prefix in ("", "real ") for quality in LABELS)]
         table = [
             [title, *(number(measured[who].get(quality, {}).get(name)) for who in measured for quality in LABELS)]
             for name, title in MEASURES.items()
@@ -515,8 +515,9 @@ def _simulator(settings: SimulatorEvaluateSettings, noise: float) -> Any:
     options: dict[str, Any] = {str(key): value for key, value in given.items()}
     if "noise" in options or options.get("name", "simulated") != "simulated":
         raise ConfigurationError("simulator takes the options of the retriever `simulated` without noise, which is 0 and 1 here.")
-    if options.get("url"):
-        options.pop("checkpoint", None)
+    options = {key: value for key, value in options.items() if value is not None}
+    if "url" in options:
+        del options["checkpoint"]
     elif options.get("checkpoint") == SHIPPED:
         options["checkpoint"] = str(shipped_simulator())
     config = {**options, "name": "simulated", "noise": {"start": noise, "end": noise}}

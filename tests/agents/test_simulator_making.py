@@ -409,11 +409,11 @@ def test_the_whole_chain_and_that_each_step_goes_on_where_it_stopped(tmp_path, j
     lines = [json.loads(line) for line in (tmp_path / "simulator" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     evaluate = ["simulator", "evaluate", f"rows={folders['labelled']}", "searches=4", f"run_dir={folders['evaluated']}", "threads=1"]
-    assert main([*evaluate, f"simulator.checkpoint={folders['simulator']}/model", "+simulator.max_tokens=20"]) == 0
+    assert main([*evaluate, f"simulator.checkpoint={folders['simulator']}/model", "simulator.max_tokens=20"]) == 0
     summary = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
     assert summary["measures"]["real"]["useful"]["about_query"] > summary["measures"]["real"]["noisy"]["about_query"]
     assert {"useful", "noisy"} == set(summary["measures"]["simulated"])
-    assert "holds a golden answer" in " ".join(capsys.readouterr().out.split())
+    assert "answer in it, last search" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_simulator_can_be_made_from_nothing(tmp_path):

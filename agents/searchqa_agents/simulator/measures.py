@@ -11,14 +11,14 @@ from searchqa_envs.normalise import normalise_squad
 from searchqa_retrievers.types import Passage
 
 MEASURES: Mapping[str, str] = {
-    "answer_last": "holds a golden answer, last search",
-    "answer_earlier": "holds a golden answer, earlier search",
-    "about_query": "title or first words are the query",
-    "whole": "as many documents as asked for",
+    "answer_last": "answer in it, last search",
+    "answer_earlier": "answer in it, earlier search",
+    "about_query": "about the query",
+    "whole": "as many as asked for",
     "real_form": "form of a real page",
     "words": "words in a document",
     "distinct": "different documents",
-    "overlap": "words shared with the other quality",
+    "overlap": "words shared with the other",
 }
 """Each measure with its title; shares of documents, but for ``words`` (mean), ``whole`` (of searches), ``distinct`` (different texts in all) and
 ``overlap`` (Jaccard index of the sets of words written for the same search in both qualities, mean)."""
