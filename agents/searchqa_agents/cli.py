@@ -52,8 +52,7 @@ Examples:
   searchqa train recipe=r1_searcher start=runs/one/checkpoints/train-000020 stages=null
   searchqa train run_dir=runs/mine                    the same line again goes on from the last checkpoint
   searchqa train resume=runs/mine
-  searchqa train -m algo=grpo,ppo seed=0,1,2 start=shipped run_dir=runs/compare    six runs; then: searchqa report runs/compare
-  searchqa train -m ablation=mask run_dir=runs/mask                                an ablation, all its variants and seeds""",
+  searchqa train -m algo=grpo,ppo seed=0,1,2 start=shipped run_dir=runs/compare    six runs; then: searchqa report runs/compare""",
     ),
     "sft": Command(
         "sft_command",

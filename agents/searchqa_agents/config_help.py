@@ -56,6 +56,9 @@ def groups_text(command: str) -> str:
         if group == "recipe":
             lines += [f"      {name:<42} {_about(group, name)}" for name in published_recipes()]
         if group == "ablation":
+            lines.append(
+                "      a comparison, all its variants and seeds: searchqa train -m ablation=mask run_dir=runs/mask; then searchqa report runs/mask"
+            )
             lines += [f"      {name:<16} {_about(group, name)}" for name in options(group)]
         if group == "env":
             common = [key for key, _ in _keys(conf_dir() / "env" / "common" / "arguments.yaml")]
