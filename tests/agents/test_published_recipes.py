@@ -20,6 +20,7 @@ from omegaconf import OmegaConf, flag_override
 import searchqa_conf
 from searchqa_agents.cli import main
 from searchqa_agents.config_help import options
+from searchqa_agents.loading import missing_data
 from searchqa_agents.settings import TrainSettings, changed_arguments, env_arguments, register, register_training, with_parts
 from searchqa_agents.stages import stages_of
 from searchqa_envs.configuration import build_rules
@@ -389,6 +390,16 @@ def test_the_adapters_for_one_gpu_change_only_what_they_say() -> None:
 def test_without_a_model_the_small_world_is_as_it_was() -> None:
     settings = settings_of()
     assert (settings.start, settings.parallel, settings.algo.precision) == ("nothing", "auto", "float32")
+
+
+def test_questions_of_a_recipe_that_are_not_here_are_named_before_they_are_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEARCHQA_DATA", raising=False)
+    monkeypatch.setenv("SEARCHQA_CACHE", str(tmp_path))
+    assert missing_data(settings_of("recipe=published/search_r1_grpo").env) == "nq_hotpotqa_train"
+    assert missing_data(settings_of("recipe=published/zerosearch_grpo").env) == "zerosearch"
+    assert missing_data(settings_of("recipe=published/r1_searcher_qwen").env) is None  # files of one's own
 
 
 def test_the_help_of_train_lists_models_and_published_recipes(capsys: pytest.CaptureFixture[str]) -> None:
