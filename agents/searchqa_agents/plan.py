@@ -383,11 +383,12 @@ def longest_prompt(rules: Rules) -> int:
 
 def _assumed(env: EnvSettings) -> tuple[int, int, int, int, int]:
     """Segment, observation and context budget, turns, and the prompt of :data:`STAND_IN` in bytes, where no environment can be made."""
-    from searchqa_envs.configuration import TOKEN_BUDGETS
+    from searchqa_envs.configuration import BYTE_BUDGETS, TOKEN_BUDGETS
     from searchqa_envs.dialects import get_dialect
 
     dialect = get_dialect(env.dialect or "search-r1")
-    segment, observation, context = TOKEN_BUDGETS.get(dialect.name, TOKEN_BUDGETS["search-r1"])
+    embedded = env.tokenizer in (None, "byte", "world")
+    segment, observation, context = BYTE_BUDGETS if embedded else TOKEN_BUDGETS.get(dialect.name, TOKEN_BUDGETS["search-r1"])
     prompt = dialect.render_question(env.prompt or "published", STAND_IN)
     return (
         env.max_segment_tokens or segment,
