@@ -48,8 +48,8 @@ Examples:
   searchqa train plugins=[my_algorithm.py] algo=mine  an algorithm of your own, which the file registers
   searchqa train recipe=search_r1                     Search-R1 in the small, by PPO; with algo=grpo by GRPO
   searchqa train recipe=r1_searcher                   R1-Searcher in the small, both stages; or as two runs from one warm start:
-  searchqa train recipe=r1_searcher start=runs/.../checkpoints/sft-000400 stages=null env.reward=r1_searcher_stage1 run_dir=runs/one
-  searchqa train recipe=r1_searcher start=runs/one/checkpoints/train-000020 stages=null
+  searchqa train recipe=r1_searcher start=runs/.../checkpoints/sft-000400 stages=null env.reward=r1_searcher_stage1
+  searchqa train recipe=r1_searcher start=runs/.../checkpoints/train-000020 stages=null
   searchqa train run_dir=runs/mine                    the same line again goes on from the last checkpoint
   searchqa train resume=runs/mine
   searchqa train -m algo=grpo,ppo seed=0,1,2 start=shipped run_dir=runs/compare    six runs; then: searchqa report runs/compare""",
