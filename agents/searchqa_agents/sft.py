@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -42,6 +42,10 @@ class SFTConfig:
     """gradients are scaled down to this norm"""
     max_tokens: int = 16_384
     """tokens in a micro-batch, padding included"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """arithmetic of forward and backward passes; bfloat16 by autocast, weights and optimiser stay as they are"""
+    gradient_checkpointing: bool = False
+    """compute activations again in the backward pass instead of keeping them"""
     checkpoint_every: int = 0
     """steps between checkpoints; 0: only at the end"""
     seed: int = 0
@@ -83,7 +87,13 @@ def train_sft(
         total_loss = 0.0
         for micro_batch in length_sorted_batches([len(trajectory.token_ids) for trajectory in batch], config.max_tokens):
             chosen = [batch[i] for i in micro_batch]
-            stats = policy.evaluate([t.token_ids for t in chosen], [t.loss_mask for t in chosen], max_tokens=config.max_tokens)
+            with torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+                stats = policy.evaluate(
+                    [t.token_ids for t in chosen],
+                    [t.loss_mask for t in chosen],
+                    gradient_checkpointing=config.gradient_checkpointing,
+                    max_tokens=config.max_tokens,
+                )
             loss = next_token_loss(stats.logprob, tokens)
             torch.autograd.backward(loss)
             total_loss += loss.item()

@@ -177,6 +177,10 @@ def _until(key: str, rule: Any, stage: Stage) -> Stage:
             said = {"search_rate": "a share above 0, at most 1", "epochs": "a number above 0"}.get(name, "a whole number of at least 1")
             raise ConfigurationError(f"{key}.{name} must be {said}; got {value!r}.")
     if "steps" in rule:
+        if getattr(stage.config, "epochs", None) is not None:
+            raise ConfigurationError(
+                f"{key}.steps and algo.epochs, from which steps follow, cannot both be given; got {rule['steps']} and {stage.config.epochs:g}."
+            )
         return replace(stage, config=replace(stage.config, steps=rule["steps"]))
     if "epochs" in rule:
         if not stage.ids:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from searchqa_agents.collected import Collected, Keep, collect, fitting, trajectory_files
 from searchqa_agents.demonstrations import fresh_demonstrations, recorded_demonstrations
@@ -69,6 +69,10 @@ class SupervisedConfig:
     """gradients are scaled down to this norm"""
     max_tokens: int = 16_384
     """tokens in a micro-batch, padding included"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """arithmetic of forward and backward passes; bfloat16 by autocast, weights and optimiser stay as they are"""
+    gradient_checkpointing: bool = False
+    """compute activations again in the backward pass instead of keeping them"""
     checkpoint_every: int = 0
     """steps between checkpoints; 0: only at the end"""
     seed: int = 0

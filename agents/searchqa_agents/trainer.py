@@ -46,6 +46,8 @@ SEARCH_FIGURES = (
     "search/seconds",
     "search/backend_calls",
     "search/money",
+    "search/noisy_fraction",
+    "search/noise",
 )
 """What is logged of a rollout's searches."""
 

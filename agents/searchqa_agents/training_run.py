@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from searchqa_agents.alarms import AlarmConfig, Alarms
 from searchqa_agents.algorithm import AlgorithmConfig
+from searchqa_agents.collected import fitting
 from searchqa_agents.demonstrations import Batches, fresh_demonstrations
 from searchqa_agents.evaluate import evaluate
 from searchqa_agents.loading import (
@@ -142,6 +143,8 @@ def check_phases(settings: WarmStartSettings, venv: Any) -> None:
         for stage in stages_of(settings):
             stage_venv = make_venv(stage.env, 1) if stage.changed else venv
             listed_questions(stage, stage_venv)
+            if stage.algorithm == SUPERVISED and stage.config.trajectories is not None:
+                fitting(stage.config.collected(), stage_venv)
             if stage.changed:
                 stage_venv.close()
     if start_of(settings) is None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from searchqa_retrievers.controls import NoRetriever, RandomRetriever
     from searchqa_retrievers.corpus import Corpus
     from searchqa_retrievers.counted import Counted
+    from searchqa_retrievers.curriculum import Curriculum
     from searchqa_retrievers.dense import DenseRetriever
     from searchqa_retrievers.disk_cache import DiskCached
     from searchqa_retrievers.encoders import ENCODER_PRESETS, Encoder, EncoderSettings
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from searchqa_retrievers.recording import Recorded, Replay
     from searchqa_retrievers.rerank import CrossEncoder, Rerank
     from searchqa_retrievers.shards import Shards
+    from searchqa_retrievers.simulated import Simulated
     from searchqa_retrievers.sources import Sources
     from searchqa_retrievers.stored_corpus import StoredCorpus, open_corpus
 
@@ -48,6 +50,7 @@ _LAZY = {
     "Corpus": "corpus",
     "Counted": "counted",
     "CrossEncoder": "rerank",
+    "Curriculum": "curriculum",
     "DenseRetriever": "dense",
     "DiskBM25Retriever": "bm25_disk",
     "DiskCached": "disk_cache",
@@ -65,6 +68,7 @@ _LAZY = {
     "Replay": "recording",
     "Rerank": "rerank",
     "Shards": "shards",
+    "Simulated": "simulated",
     "Sources": "sources",
     "StoredCorpus": "stored_corpus",
     "build_retriever": "build",
@@ -82,6 +86,7 @@ __all__ = [
     "CorpusError",
     "Counted",
     "CrossEncoder",
+    "Curriculum",
     "DenseRetriever",
     "DiskBM25Retriever",
     "DiskCached",
@@ -104,6 +109,7 @@ __all__ = [
     "RetrieverUnavailable",
     "SearchRequest",
     "Shards",
+    "Simulated",
     "Sources",
     "StoredCorpus",
     "build_retriever",

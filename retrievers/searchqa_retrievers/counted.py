@@ -15,6 +15,7 @@ readings says what happened in between:
 ``search/backend_calls``, ``backend_requests``          calls of back ends behind all caches, and the requests in them
 ``search/backend_failures``, ``backend_seconds``        calls that raised, and the time that all calls took
 ``search/money``                                        the price of all requests to back ends, or of what they bill instead
+``search/simulated_*``, ``search/simulator_*``            what a simulated search engine wrote and its endpoint was asked; see ``simulated.py``
 ``search/latency/<n>``                                  calls of back ends that took at most ``2**(n/4)`` microseconds, and more than at n - 1
 ======================================================= ====================================================================================
 
@@ -67,6 +68,8 @@ def search_figures(counters: Mapping[str, float]) -> dict[str, float]:
         Share of the searches that were equal to another one of the same step.
     ``search/hit_fraction``, ``search/disk_hit_fraction``
         Share of the requests to caches in memory, and to cache files, that were answered without a question to what is behind them.
+    ``search/noisy_fraction``, ``search/noise``
+        Share of a simulated search engine's answers that were noisy, and the probability of it: ZeroSearch's curriculum.
     ``search/p50_ms``, ``search/p90_ms``, ``search/p99_ms``
         Percentiles (nearest rank) of the milliseconds that a call of a back end took, by the upper end of their bucket: at most 19 % too high.
     """
@@ -79,6 +82,10 @@ def search_figures(counters: Mapping[str, float]) -> dict[str, float]:
         asked = saved + counters.get(f"search/{kind}_misses", 0.0)
         if asked:
             figures[figure] = saved / asked
+    simulated = counters.get("search/simulated_answers", 0.0)
+    if simulated:
+        figures["search/noisy_fraction"] = counters.get("search/simulated_noisy", 0.0) / simulated
+        figures["search/noise"] = counters.get("search/simulated_expected_noisy", 0.0) / simulated
     buckets = sorted((int(key.removeprefix(LATENCY)), count) for key, count in counters.items() if key.startswith(LATENCY) and count)
     if buckets:
         for percent in (50, 90, 99):

@@ -217,6 +217,19 @@ def test_the_loss_is_that_of_the_policys_tokens_alone_and_the_first_step_tells_w
     assert not any(key.startswith("collected/") for key in logged[1])
 
 
+def test_bfloat16_and_checkpointing_give_nearly_and_exactly_the_same_first_loss(file, venv):
+    losses = []
+    for changes in ({}, {"gradient_checkpointing": True}, {"precision": "bfloat16"}):
+        config = SupervisedConfig(trajectories=str(file), questions_per_step=4, group_size=2, steps=1, **changes)
+        policy = small_policy(venv)
+        train_supervised(policy, venv, config, on_step=lambda step, metrics: losses.append(metrics["losses/sft_loss"]))
+        assert all(weight.dtype == torch.float32 for weight in policy.model.parameters())
+    plain, checkpointed, rounded = losses
+    assert checkpointed == pytest.approx(plain, rel=1e-6)
+    assert rounded == pytest.approx(plain, rel=0.02)
+    assert rounded != plain
+
+
 def test_it_goes_on_bit_for_bit_and_only_with_the_same_trajectories(file, venv, episodes):
     config = SupervisedConfig(trajectories=str(file), epochs=2, questions_per_step=2, group_size=2, learning_rate=1e-2, checkpoint_every=3)
     states, whole, resumed = {}, small_policy(venv), small_policy(venv, seed=1)
@@ -262,3 +275,16 @@ def test_rejection_sampling_from_the_command_line(tmp_path, capsys):
     capsys.readouterr()
     assert main([*train, f"run_dir={run}2", f"algo.trajectories={collected}/nothing", "dry_run=true"]) == 1
     assert "There are no trajectories" in capsys.readouterr().err
+
+
+def test_trajectories_that_do_not_fit_are_found_before_anything_is_measured(tmp_path, file, capsys):
+    line = ["train", *SMOKE, "algo=sft", f"algo.trajectories={file}", "env.preset=medium", "dry_run=true", f"run_dir={tmp_path / 'run'}"]
+    assert main(line) == 1
+    assert "never from held-out ones" in " ".join(capsys.readouterr().err.split())
+
+
+def test_steps_of_a_stage_and_epochs_cannot_both_be_given(tmp_path, file, capsys):
+    stages = "stages=[{name: one, algo: {epochs: 2}, until: {steps: 3}}, {name: two}]"
+    line = ["train", *SMOKE, "algo=sft", f"algo.trajectories={file}", stages, "dry_run=true", f"run_dir={tmp_path / 'run'}"]
+    assert main(line) == 1
+    assert "cannot both be given" in " ".join(capsys.readouterr().err.split())

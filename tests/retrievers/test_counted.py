@@ -165,6 +165,13 @@ def test_what_was_counted_since_is_what_must_be_added(before, more):
     assert added_counters(before, counted_since(now, before)) == now
 
 
+def test_the_noise_of_a_simulator_is_shares_of_its_answers():
+    counters = {"search/simulated_answers": 8.0, "search/simulated_noisy": 2.0, "search/simulated_expected_noisy": 1.0}
+    figures = search_figures(counters)
+    assert (figures["search/noisy_fraction"], figures["search/noise"]) == (0.25, 0.125)
+    assert "search/noise" not in search_figures({"search/simulated_answers": 0.0})
+
+
 def test_figures_read_like_a_mapping_and_do_not_change_the_sums():
     counters = SearchCounters({"search/searches": 4.0, "search/distinct": 3.0})
     assert dict(counters) == {"search/searches": 4.0, "search/distinct": 3.0, "search/duplicate_fraction": 0.25}
