@@ -19,7 +19,7 @@ from searchqa_envs.questions import QuestionSource
 
 Keep = Literal["all", "right"]
 _HELD_OUT = ("before", "after")
-"""What a training run calls its evaluations, on questions that it never trains on."""
+"""How the names begin of a training run's evaluations, on questions that it never trains on: also ``after-<stage>``."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     files = sorted([*path.glob("trajectories/*.jsonl.gz"), *path.glob("trajectories/*.jsonl")])
-    return [file for file in files if file.name.partition(".")[0] not in _HELD_OUT]
+    return [file for file in files if not file.name.startswith(_HELD_OUT)]
 
 
 def collect(

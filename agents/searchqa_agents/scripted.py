@@ -135,10 +135,11 @@ SCRIPTS: dict[str, Script] = {
     "oracle": oracle(),
     "lazy_oracle": oracle(lazy=0.6),
     "shy_oracle": shy_oracle(),
+    "shyest_oracle": shy_oracle(shy=0.9),
 }
 
 
-NEED_CHAIN = ("oracle", "lazy_oracle", "shy_oracle")
+NEED_CHAIN = ("oracle", "lazy_oracle", "shy_oracle", "shyest_oracle")
 """The scripts that play only questions with a gold chain."""
 
 

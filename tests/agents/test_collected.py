@@ -58,7 +58,7 @@ def file(tmp_path, episodes):
 def test_files_are_found_by_folder_file_pattern_and_list_but_not_those_of_a_runs_evaluations(tmp_path, episodes):
     for name in ("one", "two"):
         with RunFolder(tmp_path / name) as folder:
-            for part in ("eval", "rollouts-000005", "before", "after"):
+            for part in ("eval", "rollouts-000005", "before", "after", "after-retrieval"):
                 folder.write_trajectories(part, episodes[:1])
     one, two = ([tmp_path / name / "trajectories" / f"{part}.jsonl.gz" for part in ("eval", "rollouts-000005")] for name in ("one", "two"))
     assert trajectory_files(str(tmp_path / "one")) == one
