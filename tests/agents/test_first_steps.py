@@ -110,10 +110,12 @@ WIDE = [
 @pytest.mark.parametrize(("recipe", "like", "more"), WIDE)
 def test_real_widths_take_a_step_on_real_questions(recipe: str, like: str, more: tuple[str, ...], tmp_path: Path) -> None:
     retriever = SIMULATOR if recipe.startswith("zerosearch") else ("env.retriever=bm25",)
-    environment = ("env=hotpotqa", "evaluation.split=dev", f"env.data_dir={os.environ['SEARCHQA_DATA']}")
+    data = Path(os.environ["SEARCHQA_DATA"]) / "hotpotqa"
+    questions, corpus = (next(data.glob(f"{name}.jsonl*")) for name in ("questions", "corpus"))
+    environment = (f"env.questions={questions}", f"env.corpus={corpus}", "env.split=train", "evaluation.split=dev")
     line = [f"recipe=published/{recipe}", *SMALL, f"random.like={like}", "random.vocab_size=512", *environment, *retriever, *more]
     if recipe.startswith("r1_searcher"):
-        line += ["env.split=train", "evaluation.env={}", "algo.entropy_coef=0.001"]
+        line += [f"evaluation.env.questions={questions}", "algo.entropy_coef=0.001"]
     step = first_step(tmp_path / "run", *line)
     assert step["charts/updates"] == 1
     assert step["losses/grad_norm"] > 0
