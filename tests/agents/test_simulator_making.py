@@ -55,7 +55,7 @@ def made_row(**changes):
         "answer": "Tovu",
         "right": True,
         "supporting_titles": ("Mako", "Rimu"),
-        "note": "Rimu , birthplace",
+        "note": "Rimu , birthplace ?",
     }
     return SearchRow(**{**values, **changes})
 
@@ -115,7 +115,7 @@ def test_the_oracle_leaves_a_row_for_each_search_with_what_the_engine_really_fin
         [found] = retriever.search([SearchRequest(row.query, 3, filters=source.filters(question))])
         assert row.documents == tuple(hit.passage for hit in found)
         assert row.documents[0].title == link["title"]
-        assert row.note == f"{row.query} {(chr(39) + 's', ',')[row.turn]} {link['relation']}"
+        assert row.note == (f"{row.query} , {link['relation']} ?" if row.last else f"{row.query} 's {link['relation']} 's")
 
 
 def test_the_rows_of_several_samples_are_told_apart_and_a_wrong_episode_is_not_right():
@@ -294,7 +294,7 @@ def test_examples_have_the_first_documents_of_each_label_and_their_number_in_the
 def test_the_retriever_reads_from_a_completion_the_documents_that_it_was_made_of(titles, notes):
     labelled = made_row(documents=(RIMU, MAKO), labels=("useful", "useful"))
     [example] = make_examples([labelled], PROMPTS["world"], documents=2, titles=titles, notes=notes)
-    assert example.completion.startswith(" Rimu , birthplace\n" if notes else "Doc 1")
+    assert example.completion.startswith(" Rimu , birthplace ?\n" if notes else "Doc 1")
     hits = read_documents(example.completion, 2)
     assert [(hit.passage.title, hit.passage.text) for hit in hits] == [(d.title if titles else "", d.text) for d in (RIMU, MAKO)]
 

@@ -109,11 +109,15 @@ def collect_searches(
 
 
 def _note(question: Question, query: str) -> str:
-    """What the gold chain looks for with this query: ``Mako 's director`` of what the question names, ``Rimu , birthplace`` of what was found.
+    """What the gold chain looks for with this query, as a tiny model can copy it from the question, a mark for each thing that it must decide.
 
-    The marks differ so that whether the question names it is decided before what is looked for. Empty where the chain has no such query.
+    ``Mako 's director 's`` of what the question names, ``Rimu , birthplace ?`` of what was found; the end is a question mark where the answer is there.
+    Empty where the chain has no such query.
     """
-    link = next((link for link in question.metadata.get("chain") or () if link["query"] == query), None)
-    if link is None:
+    chain = question.metadata.get("chain") or ()
+    place = next((place for place, link in enumerate(chain) if link["query"] == query), None)
+    if place is None:
         return ""
-    return f"{query} 's {link['relation']}" if query in question.question.split() else f"{query} , {link['relation']}"
+    named = "'s" if query in question.question.split() else ","
+    end = "?" if place + 1 == len(chain) else "'s"
+    return f"{query} {named} {chain[place]['relation']} {end}"

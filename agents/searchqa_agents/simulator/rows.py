@@ -42,7 +42,7 @@ class SearchRow:
     supporting_titles
         Of the question; empty where the data set has none.
     note
-        What is looked for on the page that was searched for, ``Mako 's director``, where the question has a gold chain; else empty.
+        What is looked for with the query, ``Mako 's director 's``, where the question has a gold chain; else empty.
     stamp
         Hash of the stamp of the collection (its ``stamp.json``), 12 digits.
     labels
