@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,6 +12,8 @@ import gymnasium as gym
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import searchqa_envs  # noqa: F401  # registers the ids, and the tokenizer of our checkpoints
 from searchqa_agents.cli import main
@@ -29,6 +32,7 @@ from searchqa_agents.simulator.labels import (
 )
 from searchqa_agents.simulator.measures import Written, about_query, holds_answer, measure_documents, page_form
 from searchqa_agents.simulator.rows import RowsError, SearchRow, iterate_rows, labelled_rows, row_lines
+from searchqa_envs.tokenizers import build_tokenizer
 from searchqa_envs.tokenizers.world import WorldTokenizer
 from searchqa_envs.world.names import SYLLABLES, split_of
 from searchqa_retrievers import Corpus, Passage, SearchRequest, build_retriever
@@ -408,6 +412,10 @@ def test_the_whole_chain_and_that_each_step_goes_on_where_it_stopped(tmp_path, j
     assert main([*train, "sft.steps=4", f"run_dir={folders['simulator']}"]) == 0  # nothing left to do
     lines = [json.loads(line) for line in (tmp_path / "simulator" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    weights = (tmp_path / "simulator" / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "simulator" / "checkpoints" / "sft-000004")  # as if it had been killed after its second step
+    assert main([*train, "sft.steps=4", f"run_dir={folders['simulator']}"]) == 0
+    assert (tmp_path / "simulator" / "model" / "model.safetensors").read_bytes() == weights
     evaluate = ["simulator", "evaluate", f"rows={folders['labelled']}", "searches=4", f"run_dir={folders['evaluated']}", "threads=1"]
     assert main([*evaluate, f"simulator.checkpoint={folders['simulator']}/model", "simulator.max_tokens=20"]) == 0
     summary = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
@@ -463,3 +471,29 @@ def test_help_names_every_key_and_a_dry_run_writes_nothing(step, capsys, tmp_pat
     assert main(["simulator", step, *rows, "dry_run=true", f"run_dir={folder}"]) == 0
     assert not folder.exists()
     assert "Would" in capsys.readouterr().out
+
+
+CHAT = "{% for message in messages %}<{{ message.role }}>{{ message.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+def test_a_chat_model_is_tuned_on_the_ids_that_the_retriever_sends_it(tmp_path):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={character: number for number, character in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    source = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<pad>", chat_template=CHAT)
+    ids = {"eos_token_id": source.eos_token_id, "pad_token_id": source.pad_token_id, "bos_token_id": None}
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(source), **shape, **ids)).save_pretrained(tmp_path / "start")
+    source.save_pretrained(tmp_path / "start")
+    (tmp_path / "rows.jsonl").write_text(row_lines([made_row(labels=("useful", "noisy"))]), encoding="utf-8")
+    line = ["simulator", "train", f"rows={tmp_path}", f"start={tmp_path / 'start'}", "prompt=sft", "titles=false", "notes=false"]
+    assert main([*line, "sft.steps=2", "sft.batch_size=2", "threads=1", f"run_dir={tmp_path / 'run'}"]) == 0
+    [useful, _] = make_examples([made_row(labels=("useful", "noisy"))], PROMPTS["sft"], documents=1)
+    sent = load_text_tokenizer(str(tmp_path / "run" / "model"))
+    whole = f"<system><end><user>{useful.prompt}<end><assistant>{useful.completion}<end>"
+    [sequence], _ = encoded_examples([useful], sent, build_tokenizer(str(tmp_path / "run" / "model")), max_tokens=4096)
+    assert sequence.token_ids.tolist() == source(whole, add_special_tokens=False)["input_ids"]
+    assert sequence.token_ids[sequence.loss_mask == 0].tolist() == sent.encode(useful.prompt)
+    config = {"name": "simulated", "checkpoint": str(tmp_path / "run" / "model"), "prompt": "sft", "max_tokens": 8}
+    retriever = build_retriever(config, lambda: Corpus.from_passages([]))
+    assert len(retriever.search([SearchRequest("Rimu", 1, "q", "what is Rimu 's spouse ?", golden_answers=("Zaza",))])) == 1
