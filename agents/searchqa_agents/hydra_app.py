@@ -132,7 +132,9 @@ def check_config(path: Path, config: DictConfig) -> None:
     if file.exists():
         now, before = _resolved(config), _resolved(OmegaConf.load(file))
         different = [
-            key for key in ("env", "seed", "agent", "start", "lora", "questions", "stages", "evaluation") if before.get(key) != now.get(key)
+            key
+            for key in ("env", "seed", "agent", "start", "random", "lora", "questions", "stages", "evaluation")
+            if before.get(key) != now.get(key)
         ]
         if _algorithm_name(before) not in (None, _algorithm_name(now)):
             different.append("algo")
@@ -148,7 +150,7 @@ def is_finished(path: Path, config: DictConfig) -> bool:
     if not (file.is_file() and (path / SUMMARY_FILE).is_file()):
         return False
     now, before = _resolved(config), _resolved(OmegaConf.load(file))
-    own = ("run_dir", "name", "dry_run")  # when a run was begun, and what it is called, change nothing
+    own = ("run_dir", "name", "dry_run", "plan")  # when a run was begun, and what it is called, change nothing
     return {k: v for k, v in now.items() if k not in own} == {k: v for k, v in before.items() if k not in own}
 
 

@@ -255,9 +255,8 @@ class Learner:
 
     def _changing(self, module: nn.Module) -> dict[str, Tensor]:
         """The state of a module, under LoRA without the weights that never change."""
-        weights = self.parallel.module_state(module)
-        trained = {name for name, parameter in _parameters(module).items() if parameter.requires_grad}
-        return {name: tensor for name, tensor in weights.items() if name in trained} if self._lora else weights
+        trained = {name for name, parameter in _parameters(module).items() if parameter.requires_grad} if self._lora else None
+        return self.parallel.module_state(module, trained)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> int:
         """Continue from what :meth:`state_dict` made; returns the number of steps done.

@@ -126,7 +126,7 @@ class Optimiser:
 
 
 def training_state(module: nn.Module, optimiser: Optimiser, steps_done: int) -> dict[str, Any]:
-    """A copy of all that a run in one process needs to go on: weights, optimiser, and the states of the random generators."""
+    """A copy, on the CPU, of all that a run in one process needs to go on: weights, optimiser, and the states of the random generators."""
     return {
         "steps_done": steps_done,
         "model": _copied(module.state_dict()),
@@ -171,7 +171,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()
+        return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value

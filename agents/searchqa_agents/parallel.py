@@ -17,7 +17,7 @@ a ``max_tokens`` that lets a process's share be one micro-batch avoids it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, get_args
@@ -106,16 +106,19 @@ class Parallel:
     def drop_weights(self, target: nn.Module) -> None:
         """Free the memory of that copy's weights."""
 
-    def module_state(self, module: nn.Module) -> dict[str, Tensor]:
-        """A copy of a wrapped module's state dict as a single process would have it. All processes together.
+    def module_state(self, module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """A copy, on the CPU, of a wrapped module's state dict (of these names, if any are given) as a single process would have it.
+        All processes together.
 
         Only process 0 gets the values; the others get empty tensors.
         """
-        return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        return {
+            name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items() if names is None or name in names
+        }
 
     def optimiser_state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         """The same for the optimiser of a wrapped module: its state dict, which counts parameters in their order."""
-        state: dict[str, Any] = _mapped(optimiser.state_dict(), lambda tensor: tensor.detach().clone())
+        state: dict[str, Any] = _mapped(optimiser.state_dict(), lambda tensor: tensor.detach().to("cpu", copy=True))
         return state
 
     def load_module(self, module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
@@ -206,8 +209,9 @@ class ProcessGroup(Parallel):
             for parameter in target.parameters():
                 parameter.data = parameter.data.new_empty(0)
 
-    def module_state(self, module: nn.Module) -> dict[str, Tensor]:
-        return {name: self._saved(tensor) for name, tensor in _unwrapped(module).state_dict().items()}
+    def module_state(self, module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        state = _unwrapped(module).state_dict()
+        return {name: self._saved(tensor) for name, tensor in state.items() if names is None or name in names}
 
     def optimiser_state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         state: dict[str, Any] = _mapped(optimiser.state_dict(), self._saved)

@@ -250,20 +250,19 @@ def memory(work: Work) -> Memory:
         "unsharded": unsharded,
         "activations": max(passing, float(stepping)),
     }
-    copied = weights if shape.rank else weights + reference + critic + 2 * (trained + critic_trained)
+    copied = 3 * (trained + critic_trained) if shape.rank else weights + reference + critic + 2 * (trained + critic_trained)
     checkpoint = {
         **program,
         **resident,
         "gathered weights": float(weights if work.sharded else 0),
-        # one process copies where the tensors are, several to the memory of the first one's machine
-        "copies to save": float(copied if work.saves and (work.processes == 1 or work.device == "cpu") else 0),
+        "copies to save": float(copied if work.saves and work.device == "cpu" else 0),  # they are made in the host's memory
     }
     return Memory(rollout, update, checkpoint)
 
 
 def host_copies(work: Work) -> float:
-    """Bytes of the host's memory that the first of several processes holds while it saves what is on its device."""
-    if work.processes == 1 or work.device == "cpu" or not work.saves:
+    """Bytes of the host's memory that the first process holds while it saves what is on its device."""
+    if work.device == "cpu" or not work.saves:
         return 0.0
     return disk(work)
 

@@ -113,7 +113,14 @@ def test_resident_memory_is_weights_reference_critic_and_two_means_of_what_is_tr
         assert (phase["weights"], phase["reference"], phase["critic"]) == (4000, 4000, 3600)
         assert phase["AdamW"] == 2 * (4000 + 3600)
     assert found.update["gradients"] == 7600
-    assert found.checkpoint["copies to save"] == 4000 + 4000 + 3600 + 2 * 7600
+    assert found.checkpoint["copies to save"] == 0  # they are made in the host's memory
+    here = memory(replace(WORK, reference=True, critic="separate", device="cpu"))
+    assert here.checkpoint["copies to save"] == 4000 + 4000 + 3600 + 2 * 7600
+
+
+def test_copies_under_lora_are_of_the_adapters_alone() -> None:
+    work = replace(WORK, shape=TINY._replace(trained=20, rank=4), weight_bytes=2, device="cpu")
+    assert memory(work).checkpoint["copies to save"] == 3 * 80
 
 
 def test_under_lora_there_is_no_reference_and_only_adapters_have_gradients() -> None:
