@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import searchqa_conf  # noqa: F401, registers resolvers, also in a launcher's processes
 from searchqa_agents.launch import place
 from searchqa_agents.runs import SUMMARY_FILE, RunFolder, RunFolderError, check_run_folder
 from searchqa_agents.settings import with_parts
