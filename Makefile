@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-engines check format bench bench-retrieval checkpoint wheel clean
+.PHONY: help run test test-slow test-engines check format bench bench-retrieval checkpoint simulator wheel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -80,6 +80,13 @@ checkpoint: $(VENV)/.agents ## make the shipped SFT checkpoint again, byte for b
 	rm -rf runs/world-sft agents/searchqa_agents/checkpoints/world-sft
 	$(BIN)/searchqa sft run_dir=runs/world-sft seed=0 threads=1
 	mkdir -p agents/searchqa_agents/checkpoints && cp -r runs/world-sft/model agents/searchqa_agents/checkpoints/world-sft
+
+simulator: $(VENV)/.agents ## make the shipped simulated search engine of the world again (about 3 minutes)
+	rm -rf runs/simulator agents/searchqa_agents/checkpoints/world-simulator
+	$(BIN)/searchqa simulator collect env.top_k=3 threads=1 run_dir=runs/simulator/collected
+	$(BIN)/searchqa simulator label rows=runs/simulator/collected by=titles run_dir=runs/simulator/labelled
+	$(BIN)/searchqa simulator train rows=runs/simulator/labelled threads=1 run_dir=runs/simulator/trained
+	cp -r runs/simulator/trained/model agents/searchqa_agents/checkpoints/world-simulator
 
 wheel: $(VENV)/.dev ## build the wheel and the sdist
 	$(PIP) build && $(BIN)/python -m build

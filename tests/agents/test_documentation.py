@@ -36,12 +36,27 @@ def test_the_readme_prints_the_reinforce_example_as_it_is() -> None:
     assert printed == "import gymnasium as gym\n" + code
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/bring_your_own.md"])
+PAGES = ["README.md", *sorted(str(file.relative_to(ROOT)) for file in (ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_links_to_is_there(page: str) -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")) if "://" not in link]
-    assert links
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8")) if "://" not in link]
     missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
     assert not missing
+
+
+def test_every_trap_names_a_test_that_exists() -> None:
+    page = (ROOT / "docs" / "systems" / "traps.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \|.*\| (.*) \|$", page, flags=re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 35))
+    there = {
+        name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8"))
+    }
+    for number, tests in rows:
+        named = set(re.findall(r"`(\w+)`", tests))
+        assert named <= there, f"trap {number}"
+        assert named or number in ("27", "28"), f"trap {number}"
 
 
 def test_the_page_begins_with_both_programs_and_the_registered_one_is_short() -> None:
