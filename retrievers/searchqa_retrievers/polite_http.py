@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -36,7 +36,7 @@ KEY_REFUSALS = ("API_KEY_INVALID", "SUBSCRIPTION_TOKEN_INVALID")
 """Google says with status 400 and Brave with 422 that a key is wrong, in these words."""
 QUOTED = 300
 """Characters of an answer that a message quotes."""
-_SPENT = re.compile(r"\b(credits?|quota|billing|payment|insufficient funds|run out of)\b", re.IGNORECASE)
+_SPENT_WORDS = ("credit", "quota", "billing", "payment", "insufficient funds", "run out of")
 _RATE = re.compile(r"\bper[ _-]?(second|sec|minute|min)\b", re.IGNORECASE)
 _NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&apos;"}
 
@@ -45,13 +45,15 @@ _NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&apos;"}
 class Call:
     """One HTTP request; what is secret goes out with it and is never part of an address that is logged.
 
-    ``parameters`` are the query of a GET and the JSON body of a POST.
+    ``parameters`` are the query of a GET and the JSON body of a POST. ``confidential``: they tell what no message may show, so messages quote
+    nothing of an answer, in which a server may repeat them, whole or cut, in whatever quoting.
     """
 
     method: str
     parameters: Mapping[str, Any]
     secret_headers: Mapping[str, str] = field(default_factory=dict)
     secret_parameters: Mapping[str, str] = field(default_factory=dict)
+    confidential: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ class Asker:
             except TimeoutError:
                 raise _Again(f"no answer in {service.timeout:g} s") from None
             except httpx2.RequestError as error:
-                raise _Again(f"{type(error).__name__}: {_without(str(error), call)[:QUOTED]}") from None
+                said = "" if call.confidential else f": {_without(str(error), call)[:QUOTED]}"
+                raise _Again(f"{type(error).__name__}{said}") from None
             except FormatError as error:
                 raise _Again(str(error)) from None
             finally:
@@ -180,8 +183,11 @@ class Asker:
             try:
                 return read(from_json(body))
             except (FormatError, RecursionError):
-                raise _Again(f"an answer that is not as documented: {_fault(body, call, read)}") from None
-        cause = f"status {status}: {_without(body.decode('utf-8', 'replace'), call)[:QUOTED]}"
+                said = "" if call.confidential else f": {_fault(body, call, read)}"
+                raise _Again(f"an answer that is not as documented{said}") from None
+        cause = f"status {status}"
+        if not call.confidential:
+            cause += f": {_without(body.decode('utf-8', 'replace'), call)[:QUOTED]}"
         variables = " and ".join(f"${name}" for name in service.key_variables)
         if _is_spent(status, body, call):
             raise RetrieverError(
@@ -189,7 +195,7 @@ class Asker:
             )
         if status in (408, 429) or status >= 500:
             raise _Again(cause, retry_after_seconds(retry_after))
-        if status in (401, 403) or any(word in body.decode("utf-8", "replace") for word in KEY_REFUSALS):
+        if status in (401, 403) or _says(KEY_REFUSALS, body, call):
             raise RetrieverError(f"{service.label} at {service.url} does not accept the key in {variables}: {cause}")
         if status in (400, 413, 414, 422):
             raise RetrieverUnavailable(f"{service.label} at {service.url} refused a request: {cause}")
@@ -356,11 +362,31 @@ def _is_spent(status: int, body: bytes, call: Call) -> bool:
     """Whether a refusal says that credits or a quota are used up, and not only those of the last seconds."""
     if status not in (400, 402, 403, 429):
         return False
-    text = body.decode("utf-8", "replace")
-    for value in call.parameters.values():  # a policy's query must not end a run by its words
-        if isinstance(value, str) and value:
-            text = text.replace(value, "").replace(to_json(value).decode()[1:-1], "")
-    return _SPENT.search(text) is not None and not (status == 429 and _RATE.search(text))
+    return _says(_SPENT_WORDS, body, call) and not (status == 429 and _RATE.search(body.decode("utf-8", "replace")))
+
+
+def _says(words: Sequence[str], body: bytes, call: Call) -> bool:
+    """Whether a refusal has one of these words of its own.
+
+    A word of the request says nothing, wherever in it it stands: servers repeat what they are sent, and a policy must not end a run by its words.
+    """
+    sent = [" ".join(text.lower().split()) for text in _strings(call.parameters)]
+    own = [word for word in words if not any(word.lower() in text for text in sent)]
+    answer = body.decode("utf-8", "replace")
+    return any(re.search(rf"\b{word}s?\b", answer, re.IGNORECASE) for word in own)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings of a request's parameters."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield str(key)
+            yield from _strings(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _strings(one)
 
 
 def _text(value: Any) -> str:

@@ -14,7 +14,7 @@ from searchqa_retrievers.curriculum import Curriculum
 from searchqa_retrievers.simulated_endpoint import TextEndpoint
 from searchqa_retrievers.simulation_prompts import PROMPTS, SimulationPrompt, simulation_prompt
 from searchqa_retrievers.stored_answers import digest
-from searchqa_retrievers.text_model import TextJob, TextModel
+from searchqa_retrievers.text_model import TextJob, TextModel, without_thoughts
 from searchqa_retrievers.types import Hit, Passage, Retriever, RetrieverError, SearchRequest
 from searchqa_retrievers.wrapped import begin_in_forks
 
@@ -24,7 +24,13 @@ MAX_TOKENS = 600
 """Of the answer of five documents or fewer (ZeroSearch); more documents have as many more."""
 COUNTERS = ("answers", "noisy", "expected_noisy", "empty", "documents", "cut_prompts")
 _WORLD_FILTERS = ("world", "split", "recipe")
-_HEAD = re.compile(r"(?:\*\*)?\bDoc\s+(\d+)\s*(?:\(Title:[ \t]*([^\n]*?)\)(?=[\s:*]|$):?|[:.])(?:\*\*)?")
+# All repetitions are bounded, so that the time to read a text is proportional to its length, whatever it says.
+_MARKER = re.compile(r"(?P<line>^[^\w\n]{0,12})?(?:\*\*)?\bDoc\s{1,9}(?P<number>\d{1,8})(?!\d)", re.MULTILINE)
+_FIRST = re.compile(r"^[^\w\n]{0,12}Doc\s{1,9}1(?!\d)", re.MULTILINE)
+_TITLE = re.compile(r"\s{0,9}\(Title:[ \t]{0,9}([^\n]{0,300}?)\)(?=[\s:*]|\Z):?(?:\*\*)?")
+_OPEN_TITLE = re.compile(r"\s{0,9}\(Title:[ \t]{0,9}([^\n]{0,300})(?=\n|\Z)")
+_MARK = re.compile(r"\s{0,9}(?:\(Title:|[:.](?:\*\*)?)")
+_LOOSE_MARK = re.compile(r"[ \t]{0,9}(?:\*\*)?[ \t]{0,9}(?:[:.]|-(?=\s))?(?:\*\*)?")
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+(?=\n)")
 
 
@@ -85,9 +91,10 @@ class Simulated:
     noise are functions of (``seed``, and the request's ``seed``, ``question_id``, ``turn``, ``query``), whatever else is in the call: repeated
     equal requests have equal answers, as far as the writer keeps to the seeds that it is given (a local model does).
 
-    The written text is cut before ``Doc <top_k + 1>``, and read as ``Doc 1: text``, ``Doc 2: text``, ... or ``Doc 1(Title: title) text``. What
-    comes before the first document is left out. A text without documents is one passage, an empty text none. The id of a passage is a hash of its
-    words, the one at rank r has the score 1/r. A blank query finds nothing and asks nobody.
+    The written text is cut before ``Doc <top_k + 1>``, and read as ``Doc 1: text``, ``Doc 2: text``, ... or ``Doc 1(Title: title) text``; at the
+    beginning of a line any ``Doc 1`` will do, and a title without its bracket is the rest of the line. What comes before the first document is left
+    out, and so are thoughts (:func:`~searchqa_retrievers.text_model.without_thoughts`). A text without documents is one passage, an empty text
+    none. The id of a passage is a hash of its words, the one at rank r has the score 1/r. A blank query finds nothing and asks nobody.
 
     ``filters`` may name a generated world, which changes nothing.
 
@@ -275,19 +282,41 @@ def _plain(value: Any) -> Hashable:
 
 def read_documents(text: str, top_k: int) -> list[Hit]:
     """The documents of a simulator's text, at most ``top_k``; see :class:`Simulated`."""
+    text = without_thoughts(text)
+    first = _FIRST.search(text)
+    text = text[first.start() :] if first else text
     text = _BLANK_LINES.sub("\n", text.split(f"Doc {top_k + 1}", 1)[0])
-    heads: list[re.Match[str]] = []
-    for head in _HEAD.finditer(text):
-        if len(head[1]) < 9 and int(head[1]) == len(heads) + 1:  # "as Doc 2 says" within a document begins none
-            heads.append(head)
-    documents = []
-    ends = [*(head.start() for head in heads[1:]), len(text)]
-    for head, end in zip(heads, ends, strict=False):
-        documents.append(((head[2] or "").strip().strip('"'), text[head.end() : end].strip()))
-    if not heads:
-        documents = [("", text.strip())]
-    written = [document for document in documents if any(document)][:top_k]
+    written = [document for document in _documents(text) if any(document)][:top_k]
     return [Hit(Passage(_passage_id(*document), *document), 1 / rank) for rank, document in enumerate(written, start=1)]
+
+
+def _documents(text: str) -> list[tuple[str, str]]:
+    """Title and text of each; the whole text where there is no head."""
+    heads: list[tuple[int, int, str | None]] = []  # where a head begins and ends, and its title, where that is closed
+    position = 0
+    while (marker := _MARKER.search(text, position)) is not None:
+        position = marker.end()
+        if int(marker["number"]) != len(heads) + 1:  # "as Doc 2 says" within a document begins none
+            continue
+        title = _TITLE.match(text, position)
+        if title is not None and "(Title:" in title[1]:  # the bracket of the next one
+            title = None
+        if title is None and marker["line"] is None and _MARK.match(text, position) is None:
+            continue
+        position = title.end() if title else position
+        heads.append((marker.start(), position, title[1] if title else None))
+    if not heads:
+        return [("", text.strip())]
+    documents = []
+    ends = [*(start for start, _, _ in heads[1:]), len(text)]
+    for (_, start, title_text), end in zip(heads, ends, strict=True):
+        body = text[start:end]
+        if title_text is None:
+            mark = _OPEN_TITLE.match(body) or _MARK.match(body) or _LOOSE_MARK.match(body)
+            title_text = mark[1] if mark is not None and mark.re is _OPEN_TITLE else ""
+            body = body[mark.end() :] if mark is not None else body
+        documents.append((title_text.strip().strip('"'), body.strip()))
+    return documents
 
 
 def _passage_id(title: str, text: str) -> str:

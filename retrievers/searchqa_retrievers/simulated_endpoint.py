@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
 from searchqa_retrievers.http_formats import FormatError
 from searchqa_retrievers.polite_http import Asker, Call, LoopThread, Pace, Service, check_service_url, read_key, tls_context
-from searchqa_retrievers.text_model import TextJob
+from searchqa_retrievers.text_model import TextJob, without_thoughts
 from searchqa_retrievers.types import RetrieverError, RetrieverUnavailable
 
 KEY_VARIABLE = "SEARCHQA_SIMULATOR_KEY"
 COUNTERS = ("simulator_calls", "simulator_answers", "simulator_retries", "simulator_seconds")
 _SET_HERE = ("model", "messages", "max_tokens", "temperature", "seed", "n", "stream")
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_KEPT = 1024
+"""Most texts of failed calls of :meth:`TextEndpoint.write` that are kept for the next one."""
 
 
 class TextEndpoint:
@@ -86,12 +86,15 @@ class TextEndpoint:
         self._counted: dict[int, defaultdict[str, float]] = {}
 
     def write(self, jobs: Sequence[TextJob]) -> tuple[list[str], int]:
-        """The texts; and 0, since endpoints refuse what they cannot take in, and cut nothing.
+        """The texts, without thoughts; and 0, since endpoints refuse what they cannot take in, and cut nothing.
+
+        Where one text cannot be had the others are still waited for and kept, the last 1,024, so that the next call that asks for them need not
+        pay for them again. No message quotes an answer, since an endpoint may repeat the prompt, and that tells what is right.
 
         Raises
         ------
         RetrieverUnavailable
-            The tries or the time for one of the texts are spent.
+            The tries or the time for one of the texts are spent, or an endpoint refuses its prompt (400, 413, 414, 422).
         RetrieverError
             An endpoint refuses the key or the address.
         """
@@ -137,12 +140,32 @@ class TextEndpoint:
         return process
 
     async def _ask_all(self, process: _Process, jobs: Sequence[TextJob]) -> list[str]:
+        texts = {job: process.kept.pop(job) for job in dict.fromkeys(jobs) if job in process.kept}
+        tasks = {
+            job: asyncio.ensure_future(process.askers[job.seed % len(self.urls)].ask(self._call(job), _read))
+            for job in dict.fromkeys(jobs)
+            if job not in texts
+        }
+        lost: list[RetrieverUnavailable] = []
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(process.askers[job.seed % len(self.urls)].ask(self._call(job), _read)) for job in jobs]
-        except BaseExceptionGroup as errors:  # the others are cancelled: a search has all its answers or none
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+            waiting = set(tasks.values())
+            while waiting:
+                ended, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_EXCEPTION)
+                errors = [error for error in (task.exception() for task in ended) if error is not None]
+                for error in errors:
+                    if not isinstance(error, RetrieverUnavailable):
+                        raise error  # of the key or the address, so the others would fail too
+                    lost.append(error)
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+            texts |= {job: task.result() for job, task in tasks.items() if not task.cancelled() and task.exception() is None}
+            if len(texts) < len(set(jobs)):
+                process.keep(texts)
+        if lost:
+            raise RetrieverUnavailable(f"{len(lost)} of the {len(set(jobs))} texts of a search are lost; the first: {lost[0]}")
+        return [texts[job] for job in jobs]
 
     def _call(self, job: TextJob) -> Call:
         messages: list[dict[str, Any]] = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -156,7 +179,7 @@ class TextEndpoint:
             **self.extra,
         }
         key = read_key(KEY_VARIABLE)
-        return Call("POST", body, secret_headers={"Authorization": f"Bearer {key}"} if key else {})
+        return Call("POST", body, secret_headers={"Authorization": f"Bearer {key}"} if key else {}, confidential=True)
 
 
 class _Process:
@@ -170,6 +193,13 @@ class _Process:
         self.client = httpx2.AsyncClient(verify=tls_context(), timeout=None, limits=limits, mounts={"http://": None})
         self.askers = [Asker(self.client, service, counters, concurrency, Pace(None)) for service in services]
         self.thread = LoopThread()
+        self.kept: OrderedDict[TextJob, str] = OrderedDict()  # only read and written in the thread
+
+    def keep(self, texts: Mapping[TextJob, str]) -> None:
+        """Keep texts of a call that failed; the oldest go."""
+        self.kept.update(texts)
+        while len(self.kept) > _KEPT:
+            self.kept.popitem(last=False)
 
 
 def _address(url: str) -> str:
@@ -181,11 +211,11 @@ def _address(url: str) -> str:
 
 
 def _read(body: Any) -> str:
-    """The text of an answer, without a model's thoughts before it."""
+    """The text of an answer, without a model's thoughts."""
     try:
         content = body["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
         raise FormatError(f"no choices[0].message.content in {body!r:.200}") from None
     if not isinstance(content, str):
         raise FormatError(f"the content must be a string, got {content!r:.80}")
-    return _THOUGHT.sub("", content)
+    return without_thoughts(content)

@@ -24,6 +24,11 @@ _KEPT_SHARE = 0.75
 """Rows that have ended leave the batch when no more than this share still writes: each time costs a copy of the attention cache."""
 
 
+def without_thoughts(text: str) -> str:
+    """A model's text without its thoughts: what stands before the last ``</think>``, and what follows a ``<think>`` that does not end."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
 class TextJob(NamedTuple):
     """One text to write."""
 
@@ -100,7 +105,7 @@ class TextModel:
         return str(self._loaded.model.dtype).removeprefix("torch.")
 
     def write(self, jobs: Sequence[TextJob]) -> tuple[list[str], int]:
-        """The texts, and how many prompts had to be cut.
+        """The texts without thoughts, see :func:`without_thoughts`, and how many prompts had to be cut.
 
         Raises
         ------
@@ -128,7 +133,7 @@ class TextModel:
                 rows = [_Row(prompts[number], jobs[number], rooms[number]) for number in some]
                 self._write_batch(rows)
                 for number, row in zip(some, rows, strict=True):
-                    texts[number] = self.tokenizer.decode(row.ids).split(row.job.stop, 1)[0]
+                    texts[number] = without_thoughts(self.tokenizer.decode(row.ids)).split(row.job.stop, 1)[0]
         return texts, cut
 
     def _write_batch(self, rows: list[_Row]) -> None:
@@ -198,7 +203,13 @@ class TextModel:
             row.ended = True
             return
         row.ids.append(token)
-        row.ended = len(row.ids) >= row.room or row.job.stop in self.tokenizer.decode(row.ids[-_TAIL:])
+        row.ended = len(row.ids) >= row.room or self._has_stop(row)
+
+    def _has_stop(self, row: _Row) -> bool:
+        """Whether the stop string stands in the text, and not only in thoughts."""
+        if row.job.stop not in self.tokenizer.decode(row.ids[-_TAIL:]):
+            return False
+        return row.job.stop in without_thoughts(self.tokenizer.decode(row.ids))
 
 
 class _Row:

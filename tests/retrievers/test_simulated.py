@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchqa_retrievers import Cached, Corpus, DiskCached, Passage, Recorded, Replay, RetrieverError, SearchRequest, build_retriever
+from searchqa_retrievers import (
+    Cached,
+    Corpus,
+    DiskCached,
+    Passage,
+    Recorded,
+    Replay,
+    RetrieverError,
+    SearchRequest,
+    build_retriever,
+    simulated,
+)
 from searchqa_retrievers.curriculum import Curriculum
 from searchqa_retrievers.simulated import NAMESPACE, Simulated, read_documents
 from searchqa_retrievers.testing import RetrieverContract
@@ -82,6 +93,19 @@ class TestContract(RetrieverContract):
         ("Doc 1: ", 5, []),
         ("Doc 6: six", 5, []),
         ("Doc 99999999999999999999: far", 5, [("", "Doc 99999999999999999999: far")]),
+        ("Bani 's leader 's\nDoc 1(Title: capital Bani . mayor Kova .", 5, [("capital Bani . mayor Kova .", "")]),
+        ("note\nDoc 1(Title: Bani\nBani is big .\nDoc 2(Title: Kova) A man .", 5, [("Bani", "Bani is big ."), ("Kova", "A man .")]),
+        ("Doc 1(Title: Bani Doc 2(Title: Kova) A man .", 5, [("Bani", ""), ("Kova", "A man .")]),
+        (f"Doc 1(Title: {'word ' * 61}\nmore", 5, [("", f"{'word ' * 61}\nmore".strip())]),
+        ("the answer is Kova\nDoc 1 Bani is big .", 5, [("", "Bani is big .")]),
+        ("the answer is Kova\n  **Doc 1** - Bani\n### Doc 2\nKova", 5, [("", "Bani"), ("", "Kova")]),
+        ("a note: Doc 1: no\nDoc 1: one\nDoc 2: two", 5, [("", "one"), ("", "two")]),
+        ("I shall not write Doc 6.\nDoc 1: one", 5, [("", "one")]),
+        ("Doc 1(Title: Doc 2: The Return) A film.\nDoc 2: two", 5, [("Doc 2: The Return", "A film."), ("", "two")]),
+        ("<think>Kova it is. Doc 1: hm</think>\nDoc 1: one", 5, [("", "one")]),
+        ("Kova it is. Doc 1: hm</think>\nDoc 1: one", 5, [("", "one")]),
+        ("<think>Kova it is.\nDoc 1: hm", 5, []),
+        ("Doc 1: one\n<think>Kova it is", 5, [("", "one")]),
     ],
 )
 def test_documents_are_read_from_a_text(text, top_k, documents):
@@ -95,6 +119,33 @@ def test_any_text_is_read(text, top_k):
     hits = read_documents(f"Doc 1: {text}", top_k)
     assert len(hits) <= top_k
     assert all(isinstance(hit.passage, Passage) and (hit.passage.title or hit.passage.text) for hit in hits)
+
+
+HOSTILE = {
+    "titles that do not end": "Doc 1(Title: ",
+    "numbers": "Doc 1",
+    "titles that never end": "Doc 1(Title: (a (b ) c)d ",
+    "blank lines": "\n   \n",
+    "blanks": "Doc        ",
+    "stars at the beginning of a line": "\n************",
+    "thoughts": "<think>",
+}
+
+
+@pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE)
+def test_a_text_of_a_million_characters_is_read(piece):
+    """Where reading was quadratic, these would take from many minutes to days."""
+    text = piece * (1_000_000 // len(piece))
+    hits = read_documents(f"Doc 1: one\nDoc 2: {text}", 5)
+    assert hits[0].passage.text == "one"
+    assert len(hits) <= 2
+    assert len(read_documents(text, 5)) <= 1
+
+
+def test_each_repetition_of_the_patterns_is_bounded():
+    """So that no text makes them try more than a fixed number of characters at any place."""
+    for pattern in (simulated._MARKER, simulated._FIRST, simulated._TITLE, simulated._OPEN_TITLE, simulated._MARK, simulated._LOOSE_MARK):
+        assert not {"*", "+"} & set(pattern.pattern.replace(r"\*", "").replace(r":*]", "")), pattern.pattern
 
 
 def test_ids_are_of_the_words():

@@ -9,13 +9,22 @@ import pickle
 import socket
 import threading
 import time
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchqa_retrievers import Corpus, RetrieverError, RetrieverUnavailable, SearchRequest, build_retriever, polite_http
+from searchqa_retrievers import (
+    Corpus,
+    RetrieverError,
+    RetrieverUnavailable,
+    SearchRequest,
+    build_retriever,
+    polite_http,
+    simulated_endpoint,
+)
 from searchqa_retrievers.testing import LostBackEndContract, RetrieverContract
 
 ROWS = [SearchRequest(f"query {n % 3}", 5, f"q{n}", f"question {n}", n % 2, 100 + n, (f"answer {n}", "other")) for n in range(8)]
@@ -233,6 +242,15 @@ def test_thoughts_are_no_documents(serve, simulated):
     assert [hit.passage.text for hit in simulated(server.url).search(ROWS[:1])[0]] == ["one"]
 
 
+@pytest.mark.parametrize(
+    "said", ["<think>the answer is Doc 1: answer 0", "\n<think>\nthe answer is", "<think>a</think><think>the answer is"]
+)
+def test_thoughts_that_do_not_end_are_an_empty_text(serve, simulated, said):
+    retriever = simulated(serve(lambda prompt, body: said).url)
+    assert retriever.search(ROWS[:1]) == [[]]
+    assert retriever.counters()["search/simulated_empty"] == 1
+
+
 def test_an_empty_text_is_an_empty_result(serve, simulated):
     retriever = simulated(serve(lambda prompt, body: "").url)
     assert retriever.search(ROWS[:2]) == [[], []]
@@ -263,10 +281,88 @@ def test_an_endpoint_that_fails_is_lost_in_bounded_time_and_never_a_text(serve, 
     assert counted["search/backend_failures"] == 1
 
 
-def test_one_failure_loses_the_whole_search_and_others_are_given_up(serve, simulated):
-    server = serve(lambda prompt, body: (500, b"") if "question 3" in prompt else echo(prompt, body))
+def repeating(prompt, body):
+    """As servers do that say what was wrong with which input."""
+    return 422, json.dumps(
+        {"detail": [{"loc": ["messages"], "input": body["messages"]}], "repr": repr(prompt), "cut": prompt[40:]}
+    ).encode()
+
+
+REPEATING = {
+    "refused": repeating,
+    "out of order": lambda prompt, body: (500, prompt.encode()),
+    "not JSON": lambda prompt, body: (200, prompt.encode()),
+    "no choices": lambda prompt, body: (200, json.dumps({"prompt": prompt}).encode()),
+    "no text": lambda prompt, body: (200, completion([prompt])),
+    "not found": lambda prompt, body: (404, prompt.encode()),
+    "a wrong key": lambda prompt, body: (403, prompt.encode()),
+}
+
+
+@pytest.mark.parametrize("failure", REPEATING)
+def test_no_message_repeats_what_the_simulator_was_told(serve, simulated, failure):
+    retriever = simulated(serve(REPEATING[failure]).url, retries=0)
+    with pytest.raises(RetrieverError) as caught:
+        retriever.search(ROWS[:1])
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "simulator at http" in shown
+    assert not any(told in str(caught.value) for told in ("answer 0", "question 0", "query 0", "search engine"))
+    assert "answer 0" not in shown.replace('("answer 0"', "")
+
+
+@pytest.mark.parametrize("status", [400, 429])
+@pytest.mark.parametrize("words", ["credits", "billing  and\nquota", "insufficient\nfunds", "API_KEY_INVALID"])
+@pytest.mark.parametrize("shown", [repr, str, lambda prompt: " ".join(prompt.split()), lambda prompt: prompt.upper()])
+def test_a_query_cannot_end_a_run_by_words_that_the_endpoint_repeats(serve, simulated, status, words, shown):
+    server = serve(lambda prompt, body: (status, json.dumps({"error": f"bad input {shown(prompt)}"}).encode()))
+    retriever = simulated(server.url, retries=0, prompt="{query}", extra={"list": [1, "word"]})
     with pytest.raises(RetrieverUnavailable):
-        simulated(server.url, retries=0).search(ROWS)
+        retriever.search([SearchRequest(f"on {words} so far", 5)])
+
+
+def test_an_account_that_is_spent_ends_a_run(serve, simulated):
+    said = {"error": {"message": "You exceeded your current quota, please check your plan and billing details."}}
+    retriever = simulated(serve(lambda prompt, body: (429, json.dumps(said).encode())).url, prompt="{query}")
+    with pytest.raises(RetrieverError, match="what was paid for is spent") as caught:
+        retriever.search([SearchRequest("words", 5)])
+    assert not isinstance(caught.value, RetrieverUnavailable)
+
+
+def test_one_failure_loses_the_whole_search_and_the_other_texts_are_not_paid_for_again(serve, simulated):
+    refused = True
+
+    def say(prompt, body):
+        return (400, b"") if refused and "question 3" in prompt else echo(prompt, body)
+
+    server = serve(say)
+    retriever = simulated(server.url, retries=0, concurrency=1)
+    for _ in range(2):
+        with pytest.raises(RetrieverUnavailable, match="1 of the 8 texts of a search are lost"):
+            retriever.search(ROWS)
+    assert len(server.bodies) == len(ROWS) + 1
+    refused = False
+    answers = retriever.search(ROWS)
+    assert len(server.bodies) == len(ROWS) + 2
+    assert answers == simulated(server.url).search(ROWS)
+    retriever.search(ROWS[:2])  # what was handed over is not kept: that is what caches are for
+    assert len(server.bodies) == 2 * len(ROWS) + 4
+
+
+def test_only_so_many_texts_of_failed_searches_are_kept(serve, simulated, monkeypatch):
+    monkeypatch.setattr(simulated_endpoint, "_KEPT", 3)
+    server = serve(lambda prompt, body: (400, b"") if "question 7" in prompt else echo(prompt, body))
+    retriever = simulated(server.url, retries=0)
+    for _ in range(2):
+        with pytest.raises(RetrieverUnavailable):
+            retriever.search(ROWS)
+    assert len(server.bodies) == 2 * len(ROWS) - 3
+
+
+def test_a_refused_key_stops_the_other_requests(serve, simulated):
+    server = serve(lambda prompt, body: (401, b""))
+    with pytest.raises(RetrieverError, match="does not accept the key"):
+        simulated(server.url, concurrency=1).search(ROWS)
+    assert len(server.bodies) < len(ROWS)
 
 
 def test_a_failure_that_passes_is_tried_again(serve, simulated):
