@@ -57,10 +57,15 @@ def learning_curve(lines: Lines, measures: Mapping[str, Mapping[str, float]], ti
         axes.grid(axis="y", color="#e4e4e0", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.suptitle(_literal(title), x=0.01, ha="left", fontsize=11)
     file = BytesIO()
     figure.savefig(file, format="png", facecolor="white")
     return file.getvalue()
+
+
+def _literal(text: str) -> str:
+    """Text that is drawn as it is: matplotlib reads what stands between dollar signs as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _losses(axes: Axes, lines: Lines, measures: Mapping[str, Mapping[str, float]]) -> None:
@@ -131,9 +136,9 @@ def comparison(
     curves
         ``em`` and ``searches`` on training questions. Drawn as mean and range over the runs.
     results
-        For each variant, for each of its runs: exact match on held-out questions before and after. Drawn as a dot for each run.
+        For each variant, for each of its runs: exact match on held-out questions before and after. Drawn as a dot for each run; NaN is not drawn.
     intervals
-        For each variant the mean of the latter and the half-width of its interval, or None. Drawn as a bar.
+        For each variant the mean of the latter, or NaN, and the half-width of its interval, or None. Drawn as a bar.
     measure
         What the results are of, such as ``hops=2/sampled``.
     """
@@ -170,7 +175,7 @@ def _overlaid_curves(part: Any, drawn: Mapping[str, Bands], colours: Mapping[str
         for label, points in drawn[name].items():
             steps, means, lows, highs = zip(*points, strict=True)
             panel.fill_between(steps, lows, highs, color=colours[label], alpha=0.18, linewidth=0)
-            panel.plot(steps, means, color=colours[label], linewidth=1.8, label=label)
+            panel.plot(steps, means, color=colours[label], linewidth=1.8, label=_literal(label))
         panel.set_ylabel(title, fontsize=9)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.tick_params(labelsize=8)
@@ -194,7 +199,7 @@ def _small_multiples(part: Any, drawn: Bands, colours: Mapping[str, str], rows: 
         steps, means, lows, highs = zip(*drawn[label], strict=True)
         panel.fill_between(steps, lows, highs, color=colours[label], alpha=0.22, linewidth=0)
         panel.plot(steps, means, color=colours[label], linewidth=1.8)
-        panel.set_title(label, fontsize=9 if len(label) < 22 else 6.5, loc="left", color=colours[label], fontweight="bold")
+        panel.set_title(_literal(label), fontsize=9 if len(label) < 22 else 6.5, loc="left", color=colours[label], fontweight="bold")
         panel.set_ylim(max(-0.02, lowest - 0.05), 1.02)
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         panel.tick_params(labelsize=8, labelbottom=True)
@@ -213,19 +218,24 @@ def _held_out(
     in_order: bool,
 ) -> None:
     """A row for each variant: in their order from above, or the best above."""
-    order = list(results)[::-1] if in_order else sorted(results, key=lambda label: intervals[label][0])
+    means = {label: mean for label, (mean, _) in intervals.items()}
+    order = list(results)[::-1] if in_order else sorted(results, key=lambda label: -1.0 if math.isnan(means[label]) else means[label])
     for row, label in enumerate(order):
         befores, afters = zip(*results[label], strict=True)
         mean, half = intervals[label]
-        axes.plot([sum(befores) / len(befores), mean], [row, row], color=colours[label], linewidth=1.2, alpha=0.35)
+        known = [value for value in befores if not math.isnan(value)]
+        if known:
+            axes.plot([sum(known) / len(known), mean], [row, row], color=colours[label], linewidth=1.2, alpha=0.35)
         if half is not None:
             low, high = max(0.0, mean - half), min(1.0, mean + half)
             axes.plot([low, high], [row, row], color=colours[label], linewidth=7, alpha=0.3, solid_capstyle="butt")
         axes.scatter(befores, [row] * len(befores), facecolors="white", edgecolors=colours[label], s=26, zorder=3)
         axes.scatter(afters, [row] * len(afters), color=colours[label], s=20, zorder=4)
+        if math.isnan(mean):
+            continue
         axes.scatter([mean], [row], color=colours[label], marker="|", s=220, zorder=5)
         axes.annotate(f"{mean:.3f}", (mean, row), xytext=(0, 12), textcoords="offset points", ha="center", fontsize=9, color=colours[label])
-    axes.set_yticks(range(len(order)), order)
+    axes.set_yticks(range(len(order)), [_literal(label) for label in order])
     for tick, label in zip(axes.get_yticklabels(), order, strict=True):
         tick.set_color(colours[label])
         tick.set_fontweight("bold")
@@ -261,7 +271,7 @@ def _switches(axes: Axes, lines: Lines) -> None:
         axes.axvline(step + 0.5, color=GREY, linewidth=1.0, linestyle=":", label="_switch")
         for text, side in ((name, "right"), (following, "left")):
             axes.annotate(
-                text,
+                _literal(text),
                 (step + 0.5, 1.0),
                 xycoords=("data", "axes fraction"),
                 xytext=(-4 if side == "right" else 4, -2),

@@ -17,8 +17,9 @@ from searchqa_agents.variants import (
     compared,
     comparison_table,
     draw_comparison,
-    mean_and_interval,
+    notes,
     read_results,
+    seed_row,
     settings_of,
     write_results,
 )
@@ -58,12 +59,12 @@ def main(line: Sequence[str]) -> int:
         write_picture(run.path)
         write_page(run.path)
     files = [("Page", run.path / "report.html") for run in runs]
-    comparison = compared(runs, _command(folders))
+    comparison = compared(runs, _command(folders), single=bool(kept_as))
     if kept_as and comparison is None:
         raise UsageError(
-            "--save keeps comparisons: several training runs that were measured alike and differ in a setting beside the seed."
+            "--save keeps training runs that were measured on the same questions: variants beside each other, or the seeds of one."
         )
-    if len(runs) == 1:
+    if len(runs) == 1 and comparison is None:
         tables = [(runs[0].name, runs[0].summary["columns"], runs[0].summary["rows"])]
     elif comparison is not None:
         tables = [comparison_table(comparison)]
@@ -74,11 +75,12 @@ def main(line: Sequence[str]) -> int:
             files += [("Results", Path(kept_as)), ("Picture", draw_comparison(Path(kept_as).with_suffix(".png"), comparison))]
     else:
         tables = combined(runs)
+    beneath = notes(comparison) if comparison is not None else []
     for title, columns, rows in tables:
         if as_markdown:
-            console.print(markdown(columns, rows), markup=False, highlight=False, soft_wrap=True)
+            _print_markdown(console, columns, rows, beneath)
         else:
-            show(console, title, columns, rows, stamp_line(runs[0].stamp) if len(runs) == 1 else "")
+            show(console, title, columns, rows, "\n".join(beneath) or (stamp_line(runs[0].stamp) if len(runs) == 1 else ""))
     if not as_markdown:
         for run in runs:
             if searches := read_searches(run.path):
@@ -116,11 +118,17 @@ def _report_results(files: Sequence[Path], as_markdown: bool, console: Console) 
         comparison = read_results(file)
         title, columns, rows = comparison_table(comparison)
         if as_markdown:
-            console.print(markdown(columns, rows), markup=False, highlight=False, soft_wrap=True)
+            _print_markdown(console, columns, rows, notes(comparison))
             continue
-        show(console, f"{file.stem}. {title}", columns, rows, ", ".join(filter(None, [comparison.command, stamp_line(comparison.stamp)])))
+        origin = ", ".join(filter(None, [comparison.command, stamp_line(comparison.stamp)]))
+        show(console, f"{file.stem}. {title}", columns, rows, "\n".join(filter(None, [*notes(comparison), origin])))
         picture = draw_comparison(file.with_suffix(".png"), comparison)
         console.print(f"Picture: {picture}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_markdown(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], beneath: Sequence[str]) -> None:
+    text = "\n\n".join([markdown(columns, rows), *beneath])
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _command(folders: Sequence[str]) -> str:
@@ -251,12 +259,9 @@ def combined(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]
         seeds = ", ".join(str(run.stamp.get("seed")) for run in runs)
         rows = []
         for title in titles:
-            whens = {when: None for one in values for when in one.get(title, {})}
-            for when in whens:
-                found = [one[title][when] for one in values if when in one.get(title, {})]
-                mean, half = mean_and_interval(found)
-                interval = "–" if half is None else f"{mean - half:.3f} to {mean + half:.3f}"
-                rows.append([f"{title}{', ' + when if when else ''}", number(mean), interval, *(number(value) for value in found)])
+            for when in {when: None for one in values for when in one.get(title, {})}:
+                own = [one.get(title, {}).get(when, math.nan) for one in values]
+                rows.append(seed_row(f"{title}{', ' + when if when else ''}", own))
         columns = ["", "mean", "95% interval", *(f"seed {run.stamp.get('seed')}" for run in runs)]
         return [(f"Mean over {len(runs)} runs (seeds {seeds})", columns, rows)]
     rows = []
@@ -268,16 +273,13 @@ def combined(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]
 
 
 def run_values(run: Run) -> dict[str, dict[str, float]]:
-    """The numbers of a run: title of the measure -> "before", "after" (training) or "" (evaluation) -> value."""
+    """The numbers of a run: title of the measure -> "before", "after <stage>", "after" (training) or "" (evaluation) -> value."""
     from searchqa_agents.table import METRIC_TITLES
 
     if run.summary["kind"] == "eval":
         return {title: {"": run.summary["metrics"][name]} for name, title in METRIC_TITLES.items() if name in run.summary["metrics"]}
     measures = run.summary["measures"]
-    return {
-        title: {when: measures[when][key] for when in ("before", "after") if key in measures.get(when, {})}
-        for key, title in run.summary["titles"].items()
-    }
+    return {title: {when: own[key] for when, own in measures.items() if key in own} for key, title in run.summary["titles"].items()}
 
 
 def write_picture(path: Path) -> Path | None:

@@ -48,6 +48,21 @@ def test_runs_that_differ_in_their_seed_are_averaged() -> None:
     ]
 
 
+def test_measures_between_stages_have_rows_and_a_run_without_one_a_dash() -> None:
+    runs = [train_run(0, 0.8), train_run(1, 0.9)]
+    own = runs[1].summary["measures"]
+    runs[1].summary["measures"] = {"before": own["before"], "after one": {"hops=2/sampled/em": 0.5}, "after": own["after"]}
+    [(_, _, rows)] = combined(runs[::-1])
+    assert rows[1] == ["2-hop exact match, after one", "0.500, 1 of 2 seeds", "–", "0.500", "–"]
+
+
+def test_a_title_with_dollars_is_drawn_as_it_is() -> None:
+    lines = [{"phase": "train", "step": i, "stage": f"${i} \\frac{{", "charts/em": 0.5, "charts/searches": 1.0} for i in (1, 2)]
+    picture = learning_curve(lines, {}, "cost $\\frac{ $")
+    assert picture is not None
+    assert picture.startswith(b"\x89PNG")
+
+
 def test_runs_with_other_settings_are_never_averaged() -> None:
     [(title, columns, rows)] = combined([train_run(0, 0.8), train_run(1, 0.9, top_k=5)])
     assert "different settings" in title

@@ -27,6 +27,8 @@ from searchqa_agents.variants import (
     difference_text,
     draw_comparison,
     interval_text,
+    mean_of_known,
+    notes,
     paired_difference,
     read_results,
     settings_of,
@@ -113,6 +115,67 @@ def test_runs_that_were_measured_otherwise_are_not_compared() -> None:
     assert compared([a_run(0, 0.8), other]) is None
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"env": {"preset": "hard"}},
+        {"env": {"hops": [1]}},
+        {"evaluation": {"questions": 256, "seed": 1000, "env": {"hops": [1]}}},
+        {"evaluation": {"questions": 256, "seed": 1000, "split": "dev"}},
+    ],
+)
+def test_runs_with_other_held_out_questions_are_not_compared(other: dict[str, Any]) -> None:
+    changed = a_run(0, 0.9, "ppo", env=other.get("env", {}))
+    changed.config["evaluation"] = other.get("evaluation", changed.config["evaluation"])
+    assert compared([a_run(0, 0.8), changed]) is None
+
+
+def test_another_training_that_is_measured_alike_is_compared_without_a_note() -> None:
+    """What evaluation.env says counts, not what env says."""
+    runs = [a_run(0, 0.8, env={"hops": [hops], "retriever": retriever}) for hops, retriever in ((1, "bm25"), (2, {"name": "simulated"}))]
+    for run in runs:
+        run.config["evaluation"]["env"] = {"hops": [2], "retriever": "bm25"}
+    comparison = compared(runs)
+    assert comparison is not None
+    assert (comparison.measured, notes(comparison)) == ({}, [])
+
+
+def test_what_differs_when_measured_is_told_beneath_the_table() -> None:
+    comparison = compared([a_run(0, 0.8, env={"top_k": 1}), a_run(0, 0.8, env={"top_k": 3})])
+    assert comparison is not None
+    assert comparison.measured == {"top_k=1": {"top_k": 1}, "top_k=3": {"top_k": 3}}
+    assert notes(comparison) == [
+        "The variants differ in how they were measured too, not in training alone (top_k=1: top_k=1; top_k=3: top_k=3)."
+    ]
+    comparison = compared([a_run(0, 0.8, env={"reward": "em"}), a_run(0, 0.8, env={"reward": "f1"})])
+    assert comparison is not None
+    assert notes(comparison) == ["Each variant's reward is its own: the rewards of two variants cannot be compared."]
+
+
+def test_null_and_a_missing_key_and_one_and_one_point_nought_are_no_difference() -> None:
+    old, new = a_run(0, 0.8, algo={"gamma": 1}), a_run(1, 0.9, algo={"gamma": 1.0, "reward_clip": None}, env={"retriever": {"a": None}})
+    old.config["env"]["retriever"] = {}
+    assert settings_of(old.config) == settings_of(new.config)
+    assert labels(old, new) is None
+    assert labels(old, a_run(1, 0.9, algo={"gamma": 1.0, "reward_clip": 5.0}, env={"retriever": {}})) == [
+        "reward_clip=null",
+        "reward_clip=5",
+    ]
+
+
+def test_variants_that_cannot_be_told_apart_by_their_labels_are_not_compared() -> None:
+    assert labels(a_run(0, 0.8, env={"top_k": 1}), a_run(0, 0.8, env={"top_k": "1"})) is None
+    assert labels(a_run(0, 0.8, algo={"mask": True}), a_run(0, 0.8, algo={"mask": 1})) is None
+
+
+def test_the_same_seed_twice_in_a_variant_is_refused_with_both_folders() -> None:
+    runs = [a_run(0, 0.8), a_run(1, 0.8), a_run(1, 0.9), a_run(1, 0.9, "ppo")]
+    for i, run in enumerate(runs):
+        run.path = Path(f"runs/{i}")
+    with pytest.raises(RunFolderError, match=r"runs/1 and runs/2 .* seed, 1"):
+        compared(runs)
+
+
 def test_the_differences_are_those_of_equal_seeds() -> None:
     found = paired_difference({0: 0.5, 1: 0.6, 2: 0.7, 9: 0.0}, {1: 0.8, 2: 0.8, 0: 0.5, 7: 1.0})  # differences 0, .2, .1
     assert found is not None
@@ -135,7 +198,8 @@ def test_a_variant_that_is_better_by_the_same_at_every_seed_differs_by_just_that
 
 
 def test_the_interval_of_shares_stays_within_what_a_share_can_be() -> None:
-    assert interval_text([0.8, 0.9, 1.0]) == "0.652 to 1.000"
+    assert interval_text([0.8, 0.9, 1.0], 0.0, 1.0) == "0.652 to 1.000"
+    assert interval_text([0.8, 0.9, 1.0]) == "0.652 to 1.148"
     assert interval_text([0.5]) == "–"
     assert interval_text([0.5, math.nan]) == "–"
 
@@ -178,6 +242,69 @@ def test_the_table_by_hand() -> None:
     ]
 
 
+def test_values_that_are_missing_are_dashes_with_the_number_of_seeds_that_count() -> None:
+    assert mean_of_known([0.5, math.nan, 0.7]) == "0.600 (0.500 – 0.700), 2 of 3 seeds"
+    assert mean_of_known([math.nan]) == "–"
+    assert interval_text([0.5, math.nan, 0.5]) == "0.500 to 0.500"
+    assert difference_text({0: 0.5, 1: 0.5, 2: 0.5}, {0: 0.6, 1: math.nan, 2: 0.6}) == "+0.100 (+0.100 to +0.100), 2 of 3 seeds"
+    comparison = three_variants()
+    comparison.of("grpo")[1].after["hops=2/sampled/em"] = math.nan
+    _, columns, rows = comparison_table(comparison)
+    assert rows[0][columns.index("EM after")] == "0.800 (0.800 –), 1 of 2 seeds"
+    assert rows[1][columns.index("difference")] == "-0.100, 1 of 2 seeds"
+
+
+def staged(seed: int, after: float, **changed: Any) -> Run:
+    """Measured between two stages as well."""
+    run = a_run(seed, after, **changed)
+    own = run.summary["measures"]
+    run.summary["measures"] = {
+        "before": own["before"],
+        "after retrieval": {"hops=2/sampled/em": 0.25 + seed / 4, "hops=2/sampled/searches": 1.5},
+        "after": own["after"],
+    }
+    run.summary["titles"] = {"hops=2/sampled/em": "2-hop exact match", "hops=2/sampled/searches": "searches"}
+    return run
+
+
+def test_measures_between_stages_are_a_column_where_a_variant_has_stages() -> None:
+    comparison = compared([staged(seed, 0.75, env={"stages": 2}) for seed in (0, 1)] + [a_run(seed, 0.5) for seed in (0, 1)])
+    assert comparison is None  # another argument of the environment: other questions
+    comparison = compared([staged(seed, 0.75, stages=2, env={"top_k": 1}) for seed in (0, 1)] + [a_run(seed, 0.5) for seed in (0, 1)])
+    assert comparison is not None
+    _, columns, rows = comparison_table(comparison)
+    assert columns[1:4] == ["EM before", "EM after retrieval", "EM after"]
+    assert [row[1:4] for row in rows] == [["0.300", "0.375 (0.250 0.500)", "0.750"], ["0.300", "", "0.500"]]
+    assert [row[columns.index("searches")] for row in rows] == ["1.25 → 1.50 → 2.00", "1.25 → 2.00"]
+
+
+def test_the_seeds_of_a_single_variant_are_kept_and_told_with_what_was_measured_between_stages(tmp_path: Path) -> None:
+    runs = [staged(seed, 0.5 + seed / 4) for seed in (1, 0)]
+    assert compared(runs) is None
+    comparison = compared(runs, "searchqa train -m seed=0,1", single=True)
+    assert comparison is not None
+    assert comparison.settings == {"grpo": {}}
+    write_results(tmp_path / "one.json", comparison)
+    assert read_results(tmp_path / "one.json") == comparison
+    title, columns, rows = comparison_table(comparison)
+    assert title == "grpo: held-out questions, mean over 2 runs"
+    assert columns == ["", "mean", "95% interval", "seed 0", "seed 1"]
+    assert rows == [
+        ["2-hop exact match, before", "0.300", "0.300 to 0.300", "0.300", "0.300"],
+        ["2-hop exact match, after retrieval", "0.375", "0.000 to 1.000", "0.250", "0.500"],
+        ["2-hop exact match, after", "0.625", "0.000 to 1.000", "0.500", "0.750"],
+        ["searches, before", "1.250", "1.250 to 1.250", "1.250", "1.250"],
+        ["searches, after retrieval", "1.500", "1.500 to 1.500", "1.500", "1.500"],
+        ["searches, after", "2.000", "2.000 to 2.000", "2.000", "2.000"],
+        ["tokens of training, millions", "1.000", "1.000 to 1.000", "1.000", "1.000"],
+        ["seconds of training", "61.000", "48.294 to 73.706", "60.000", "62.000"],  # 12.706 * sqrt(2) / sqrt(2)
+    ]
+    assert draw_comparison(tmp_path / "one.png", comparison).read_bytes().startswith(b"\x89PNG")
+    called = compared([staged(seed, 0.5, name="mine") for seed in (0, 1)], single=True)
+    assert called is not None
+    assert list(called.settings) == ["mine"]
+
+
 def test_reward_and_search_rate_are_columns_where_they_were_measured() -> None:
     comparison = three_variants()
     for one in comparison.outcomes:
@@ -208,6 +335,75 @@ def test_another_file_is_no_results(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(RunFolderError, match="no results"):
         read_results(file)
+
+
+def broken(tmp_path: Path, path: tuple[Any, ...], value: Any) -> Path:
+    """Results with one field changed."""
+    file = tmp_path / "kept.json"
+    write_results(file, three_variants())
+    values = json.loads(file.read_text())
+    place = values
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    file.write_text(json.dumps(values))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("outcomes", 0, "seed"), "a", r"outcomes\[0\].seed must be a whole number, got 'a'"),
+        (("outcomes", 1, "seed"), 0, r"outcomes\[1\].seed is 0 a second time in variant 'grpo'"),
+        (("outcomes", 1, "variant"), "who", r"outcomes\[1\].variant is 'who'"),
+        (("outcomes", 1, "after", "hops=2/sampled/em"), "high", r"outcomes\[1\].after\['hops=2/sampled/em'\] must be a finite number"),
+        (("outcomes", 1, "between"), {"after a": 3}, r"outcomes\[1\].after a must be a mapping"),
+        (("outcomes", 1, "tokens"), math.inf, r"outcomes\[1\].tokens must be a finite number"),
+        (("outcomes", 1, "curves"), {}, r"outcomes\[1\].curves\['step'\] must be a list"),
+        (("outcomes", 1, "curves", "em"), [0.5], r"curves\['em'\] has 1 points"),
+        (("outcomes", 1, "more"), 1, r"outcomes\[1\] has an unknown field 'more'"),
+        (("outcomes",), [], "outcomes has no run of variant 'grpo'"),
+        (("settings", "never run"), {}, "outcomes has no run of variant 'never run'"),
+        (("settings", "grpo"), 3, r"settings\['grpo'\] must be a mapping"),
+        (("measure",), None, "measure must be text"),
+    ],
+)
+def test_a_file_of_results_that_is_broken_is_explained_by_file_and_field(
+    tmp_path: Path, path: tuple[Any, ...], value: Any, said: str
+) -> None:
+    with pytest.raises(RunFolderError, match=rf"kept.json.*{said}"):
+        read_results(broken(tmp_path, path, value))
+
+
+def test_null_in_a_file_of_results_is_a_value_that_is_missing(tmp_path: Path) -> None:
+    comparison = read_results(broken(tmp_path, ("outcomes", 0, "after", "hops=2/sampled/em"), None))
+    assert comparison_table(comparison)[2][0][2] == "0.900 (– 0.900), 1 of 2 seeds"
+    assert draw_comparison(tmp_path / "a.png", comparison).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_of_results_that_is_not_there_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "none.json")]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "none.json cannot be read (No such file or directory)" in error
+    assert "--save" in error
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_names_with_dollars_and_line_breaks_are_drawn_and_told_as_they_are(tmp_path: Path, count: int) -> None:
+    runs = [a_run(seed, 0.5, name=f"cost $\\frac{{{i} $ a\nb", env={"top_k": i}) for i in range(count) for seed in (0, 1)]
+    comparison = compared(runs, single=True)
+    assert comparison is not None
+    assert draw_comparison(tmp_path / "a.png", comparison).read_bytes().startswith(b"\x89PNG")
+    title, columns, rows = comparison_table(comparison)
+    assert "\n" not in "".join([title, *columns, *(cell for row in rows for cell in row), *notes(comparison)])
+
+
+def test_runs_without_any_known_value_are_drawn_and_told(tmp_path: Path) -> None:
+    runs = [a_run(seed, math.nan, env={"top_k": k}) for k in range(6) for seed in (0, 1)]
+    comparison = compared(runs)
+    assert comparison is not None
+    assert comparison_table(comparison)[2][1][2:5] == ["–", "–", "–"]
+    assert draw_comparison(tmp_path / "a.png", comparison).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("count", [2, 7])
@@ -274,12 +470,21 @@ def test_an_ablation_of_ones_own_from_its_files_to_its_results(tmp_path: Path, c
     assert {name: (sweep / name / "summary.json").read_text() for name in names} == summaries
     assert main(["report", "--markdown", "--save", str(kept), str(sweep)]) == 0
     table = capsys.readouterr().out
-    assert [row.split("|")[1].strip() for row in table.splitlines()] == ["variant", "---", "way one", "way two"]
+    told, note = table.rstrip("\n").split("\n\n")
+    assert [row.split("|")[1].strip() for row in told.splitlines()] == ["variant", "---", "way one", "way two"]
+    assert "(way one: top_k=1; way two: top_k=2)" in note
     assert (sweep / "comparison.png").is_file()
     comparison = read_results(kept)
     assert comparison.settings == {"way one": {"env.top_k": 1}, "way two": {"env.top_k": 2}}
     assert comparison.command == f"searchqa train -m ablation=mine {' '.join(small)}"
     assert [one.curves["step"] for one in comparison.outcomes] == [[1]] * 4
+    one = kept.with_name("one.json")
+    assert main(["report", "--markdown", "--save", str(one), *(str(sweep / f"seed-{seed}_variant-one") for seed in (5, 6))]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("|  | mean | 95% interval | seed 5 | seed 6 |")
+    assert one.with_suffix(".png").is_file()
+    assert main(["report", "--markdown", str(one)]) == 0
+    assert capsys.readouterr().out == told
     kept.with_suffix(".png").unlink()
     assert main(["report", "--markdown", str(kept)]) == 0
     assert capsys.readouterr().out == table
