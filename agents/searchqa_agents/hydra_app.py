@@ -8,7 +8,8 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,19 @@ from searchqa_envs.errors import ConfigurationError
 CONFIG_PATH = "pkg://searchqa_conf"
 OVERRIDES_FILE = "overrides.yaml"
 """What ``resume=`` begins with. Hydra's own record is no use: it is also written for a line that is then refused."""
+FIXED_KEYS = ("env", "seed", "agent", "start", "random", "lora", "questions", "stages", "evaluation")
+"""What is the same in all of a run: its numbers must not be mixed with those of other settings."""
+LATER_FIXED_KEYS = ("demonstrations", "dtype", "model", "rows", "by", "prompt", "documents", "titles", "notes", "system", "max_tokens")
+"""The same, of which folders of some commands or of earlier versions have none."""
+TRAINING_KEYS = ("warmup", "sft", "algo")
+"""Settings of a training phase. A run that is not finished may go on with others, where the line says ``resume=``."""
+FREE = ("steps", "max_steps", "checkpoint_every")
+"""Of these, what any line may change, but for steps of a finished run: fewer ones, and those of what comes before its last phase."""
+MECHANICS = ("timeout", "deadline", "retries", "concurrency", "batch_size")
+"""Of ``judge``, what no verdict depends on."""
 logger = logging.getLogger(__name__)
+_resumed: ContextVar[bool] = ContextVar("resumed", default=False)
+"""Whether the line of this job said ``resume=``."""
 
 
 def run_app(
@@ -49,6 +62,7 @@ def run_app(
         raise ConfigurationError(
             f"`searchqa {config_name}` works in one process; start it without torchrun. `searchqa train` works in several."
         )
+    resumed = _last_value(line, "resume", "null") not in ("", "null")
     line = with_parts(_with_resume(list(line)))
     if before is not None:
         before(line)
@@ -63,7 +77,7 @@ def run_app(
             if dry_run or place().rank:  # leaves no folder behind; of several processes, the first writes
                 line += [f"hydra.run.dir='{nowhere}'", f"hydra.sweep.dir='{nowhere}'", "hydra.output_subdir=null", "hydra/job_logging=none"]
             sys.argv = [f"searchqa {config_name}", *_options_first(line)]
-            job = _Job(task, config_name)
+            job = _Job(task, config_name, resumed)
             hydra.main(config_path=CONFIG_PATH, config_name=config_name, version_base="1.3")(job)()
     except _JobFailed as failed:
         raise failed.error from None
@@ -92,14 +106,18 @@ class _JobFailed(BaseException):
 class _Job:
     """The task function; a class, so that launchers can send it to other processes."""
 
-    def __init__(self, task: Callable[[Any, Path], object], config_name: str) -> None:
+    def __init__(self, task: Callable[[Any, Path], object], config_name: str, resumed: bool) -> None:
         self.task = task
+        self.resumed = resumed
         self.__module__ = task.__module__
         self.__name__ = config_name
 
     def __call__(self, config: DictConfig) -> object:
         hydra_config = HydraConfig.get()
         set_threads(config.get("threads"))
+        if sys.argv[0] == f"searchqa {self.__name__}":  # for the stamp: Hydra wants the whole command in one word
+            sys.argv = ["searchqa", *self.__name__.split("_"), *sys.argv[1:]]
+        token = _resumed.set(self.resumed)
         try:
             return self.task(config, Path(hydra_config.runtime.output_dir))
         except Exception as error:
@@ -108,6 +126,8 @@ class _Job:
                 logger.error("Job %s (%s) failed: %s", hydra_config.job.num, hydra_config.job.override_dirname, error)
                 raise
             raise _JobFailed(error) from error
+        finally:
+            _resumed.reset(token)
 
 
 def set_threads(threads: int | None) -> None:
@@ -119,30 +139,57 @@ def set_threads(threads: int | None) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
-def write_config(folder: RunFolder, config: DictConfig) -> None:
+def write_config(folder: RunFolder, config: DictConfig, free: Sequence[str] = ()) -> None:
     """Write ``config.yaml``, resolved, and the overrides that led to it, if the folder may hold this run (:func:`check_config`)."""
-    check_config(folder.path, config)
+    check_config(folder.path, config, free)
     (folder.path / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end: from here on it would stand for another run
     folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(_resolved(config))))
     folder.write_text(OVERRIDES_FILE, OmegaConf.to_yaml(HydraConfig.get().overrides.task))
 
 
-def check_config(path: Path, config: DictConfig) -> None:
-    """Refuse the folder of a run with another environment, algorithm, seed or evaluation: its numbers must not be mixed with these."""
+def check_config(path: Path, config: DictConfig, free: Sequence[str] = ()) -> None:
+    """Refuse the folder of a run with other settings: its numbers must not be mixed with those of these, nor told under their name.
+
+    More steps are a way on for every run. Other settings of the training (:data:`TRAINING_KEYS`) are one for a run that is resumed by ``resume=``
+    and not finished, or has steps to come. ``free`` are keys that a command's runs may change all the same.
+    """
     file = path / "config.yaml"
-    if file.exists():
-        now, before = _resolved(config), _resolved(OmegaConf.load(file))
-        different = [
-            key
-            for key in ("env", "seed", "agent", "start", "random", "lora", "questions", "stages", "evaluation")
-            if before.get(key) != now.get(key)
-        ]
-        if _algorithm_name(before) not in (None, _algorithm_name(now)):
-            different.append("algo")
-        if different:
-            raise RunFolderError(
-                f"{path} holds a run with another {' and another '.join(different)}; choose another run_dir, or remove the folder."
-            )
+    if not file.exists():
+        return
+    now, before = _resolved(config), _resolved(OmegaConf.load(file))
+    different = [key for key in FIXED_KEYS if key not in free and before.get(key) != now.get(key)]
+    different += [key for key in LATER_FIXED_KEYS if key in before and before[key] != now.get(key)]
+    different += [f"judge.{key}" for key in _differing(before.get("judge"), now.get("judge")) if key not in MECHANICS]
+    if _algorithm_name(before) not in (None, _algorithm_name(now)):
+        different.append("algo")
+    fixed = bool(different)
+    if not fixed:
+        different = list(_retrained(before, now, finished=(path / SUMMARY_FILE).is_file() or (path / "model").is_dir()))
+    if different:
+        way = "" if fixed else f"go on with resume={path}, which takes other settings for the steps that are still to come, "
+        raise RunFolderError(
+            f"{path} holds a run with another {' and another '.join(different)}; {way}choose another run_dir, or remove the folder."
+        )
+
+
+def _differing(before: Any, now: Any) -> list[str]:
+    """The keys that two mappings both have, with other values."""
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        return []
+    return [str(key) for key in before if key in now and before[key] != now[key]]
+
+
+def _retrained(before: Mapping[str, Any], now: Mapping[str, Any], *, finished: bool) -> Iterator[str]:
+    """The settings of the training that differ and that this run may not go on with, such as ``algo.learning_rate``."""
+    last = "algo" if "algo" in now else "sft"
+    for section in TRAINING_KEYS:
+        keys = _differing(before.get(section), now.get(section))
+        more = now[section]["steps"] - before[section]["steps"] if "steps" in keys else 0
+        if not finished or (section == last and more > 0):
+            refused = [] if _resumed.get() else [key for key in keys if key not in FREE]
+        else:
+            refused = [key for key in keys if key != "checkpoint_every"]
+        yield from (f"{section}.{key}" for key in refused)
 
 
 def is_finished(path: Path, config: DictConfig) -> bool:
@@ -254,7 +301,7 @@ def explained_override(error: BaseException) -> str | None:
     said = " ".join(str(cause) for cause in causes)
     override = re.search(r"Could not override '([^']+)'", said)
     missing = re.search(r"Could not find '([^']+)'", said)
-    mandatory = re.search(r"Missing mandatory value: (\S+)", said)
+    mandatory = re.search(r"missing mandatory value: (\S+)", said, re.IGNORECASE)
     if override is not None and "not in" in said:
         return _unknown_key(override.group(1))
     if missing is not None:

@@ -191,6 +191,39 @@ def _check_retriever(retriever: Any) -> None:
         retriever = {"name": retriever}
     if isinstance(retriever, Mapping):
         check_config(retriever)
+        _check_simulators(retriever)
+
+
+def _check_simulators(retriever: Mapping[str, Any]) -> None:
+    """Raise what a simulator in the configuration, however deep, would raise before its model is loaded."""
+    from searchqa_retrievers import simulated
+    from searchqa_retrievers.build import COMMON_OPTIONS, split_options
+    from searchqa_retrievers.curriculum import Curriculum
+    from searchqa_retrievers.options import check_options
+    from searchqa_retrievers.simulation_prompts import simulation_prompt
+
+    inner = [retriever.get("retriever"), *(retriever.get("retrievers") or ()), *(retriever.get("sources") or {}).values()]
+    for one in inner:
+        if isinstance(one, Mapping):
+            _check_simulators(one)
+    if retriever.get("name") != "simulated":
+        return
+    options, _ = split_options(retriever)
+    del options["name"]
+    check_options("simulated", simulated.make, options, COMMON_OPTIONS)
+    Curriculum.of(options.get("noise"))
+    simulation_prompt(options.get("prompt", "sft"))
+    url, checkpoint = options.get("url"), options.get("checkpoint")
+    if (url is None) == (checkpoint is None):
+        raise ConfigurationError(
+            "A simulator is either behind an endpoint, url, or a model of transformers, checkpoint: give one of the two."
+        )
+    if checkpoint == "shipped":
+        raise ConfigurationError(
+            "A simulator's checkpoint is a folder or a hub name; ${shipped_simulator:} is the one that comes with the package."
+        )
+    if checkpoint is not None:
+        checkpoint_path(str(checkpoint))
 
 
 def addresses(retriever: Any) -> Iterator[str]:
@@ -198,7 +231,8 @@ def addresses(retriever: Any) -> Iterator[str]:
     if isinstance(retriever, Mapping):
         for key, value in retriever.items():
             if key in ("url", "urls"):
-                yield from [value] if isinstance(value, str) else [url for url in value if isinstance(url, str)]
+                given = [value] if isinstance(value, str) else value or []
+                yield from (url for url in given if isinstance(url, str))
             else:
                 yield from addresses(value)
     elif isinstance(retriever, Sequence) and not isinstance(retriever, str):
@@ -456,7 +490,7 @@ def _memory(
 
 
 def _work(plan: Plan, settings: TrainSettings, stages: Sequence[Stage], budgets: Sequence[Budget], shape: Shape, machine: Machine) -> None:
-    seconds, searches = 0.0, 0
+    seconds, prices = 0.0, 0.0
     for stage, budget in zip(stages, budgets, strict=True):
         work, config = _works(settings, stage, budget, shape, machine), stage.config
         section = f"Work{f', stage {stage.name}' if stage.name else ''}"
@@ -464,7 +498,7 @@ def _work(plan: Plan, settings: TrainSettings, stages: Sequence[Stage], budgets:
         rounds = getattr(config, "dynamic_sampling", 1)
         updates = getattr(config, "num_minibatches", 1) * getattr(config, "update_epochs", 1)
         until = f", or once {stage.search_rate:.0%} of episodes search" if stage.search_rate is not None else ""
-        plan.add(section, "steps", f"{config.steps:,}{until}")
+        plan.add(section, "steps", f"{config.steps:,}{f' at most{until}' if until else ''}")
         again = f", up to {rounds} times" if rounds > 1 else ""
         plan.add(section, "each step", f"{config.questions_per_step:,} questions x {config.group_size} = {episodes:,} episodes{again}")
         plan.add(
@@ -473,7 +507,7 @@ def _work(plan: Plan, settings: TrainSettings, stages: Sequence[Stage], budgets:
         plays = stage.algorithm != "sft"
         if plays:
             calls = episodes * rounds * config.steps * (budget.turns - 1)
-            searches += calls
+            prices += calls * _price(stage.env.retriever)
             plan.add(section, "searches", f"{calls:,} at most")
         plan.add(section, "tokens", f"{episodes * rounds * config.steps * budget.longest:,} at most, all episodes at their longest")
         play, learn, operations = _step_seconds(work, config, stage.algorithm, budget, episodes, machine)
@@ -485,16 +519,18 @@ def _work(plan: Plan, settings: TrainSettings, stages: Sequence[Stage], budgets:
             f"{_duration(play + learn)} a step (play {_duration(play)}, learn {_duration(learn)}), {_duration((play + learn) * config.steps)} in all, at most",
         )
         seconds += (play + learn) * config.steps
-    measured = _measured_episodes(settings)
-    plan.add("Work", "measured", f"{measured:,} episodes, {1 + len(stages)} times")
+    measured, times = _measured_episodes(settings), 1 + len(stages)
+    plan.add("Work", "measured", f"{measured:,} episodes, {times} times")
+    changed = settings.evaluation.env or {}
+    turns = changed.get("max_turns", budgets[0].turns)
+    prices += times * measured * (turns - 1) * _price(changed.get("retriever", settings.env.retriever))
     plan.add(
         "Work",
         "projection",
         f"{_duration(seconds)} without evaluations and searches: every episode at its longest, {machine.utilisation:.0%} of the peak, decoding bound by memory",
     )
-    price = _price(settings.env.retriever)
-    if price:
-        plan.add("Work", "price of searches", f"{searches * price:,.2f} at most, where no cache answers")
+    if prices:
+        plan.add("Work", "price of searches", f"{prices:,.2f} at most, evaluations included, where no cache answers")
 
 
 def _step_seconds(work: Work, config: Any, algorithm: str, budget: Budget, episodes: int, machine: Machine) -> tuple[float, float, float]:

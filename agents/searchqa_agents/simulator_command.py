@@ -8,14 +8,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from omegaconf import MISSING
 
-from searchqa_agents.hydra_app import run_app, write_config
+from searchqa_agents.hydra_app import check_config, run_app, write_config
 from searchqa_agents.runs import OWN_TO_A_RUN, RunFolder, RunFolderError, replace_file, run_stamp, stamp_differences
 from searchqa_agents.settings import (
     LANGUAGE_MODELS,
@@ -39,6 +39,10 @@ logger = logging.getLogger(__name__)
 
 PLAYED_FILE = "played.json"
 VERDICTS_FILE = "verdicts.jsonl"
+RECORD_FILE = "simulator.json"
+"""Beside a simulator's weights: what it was trained on, and how."""
+AGAIN_TEMPERATURE = 0.7
+"""Least temperature of a judge that is asked again: at 0 it would say the same."""
 SHIPPED = "shipped"
 
 HELP = """usage: searchqa simulator STEP [key=value ...]
@@ -202,6 +206,7 @@ class _Task:
         settings = OmegaConf.to_object(config)
         console = Console()
         if cast(RunSettings, settings).dry_run:
+            check_config(Path(cast(RunSettings, settings).run_dir), config)
             console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
             run_dir = cast(RunSettings, settings).run_dir
             console.print(f"Would {step.would}, and write {run_dir}.", markup=False, soft_wrap=True)
@@ -352,14 +357,17 @@ def _judged(settings: LabelSettings, rows: Sequence[SearchRow], folder: RunFolde
 
     judge = settings.judge
     urls = [judge.url] if isinstance(judge.url, str) else list(judge.url)
-    writer = TextEndpoint(
-        urls,
-        judge.model,
-        temperature=judge.temperature,
-        timeout=judge.timeout,
-        deadline=judge.deadline,
-        retries=judge.retries,
-        concurrency=judge.concurrency,
+    writer, again = (
+        TextEndpoint(
+            urls,
+            judge.model,
+            temperature=temperature,
+            timeout=judge.timeout,
+            deadline=judge.deadline,
+            retries=judge.retries,
+            concurrency=judge.concurrency,
+        )
+        for temperature in (judge.temperature, max(judge.temperature, AGAIN_TEMPERATURE))
     )
     file = folder.path / VERDICTS_FILE
     known = _verdicts(file)
@@ -379,11 +387,19 @@ def _judged(settings: LabelSettings, rows: Sequence[SearchRow], folder: RunFolde
                 advance(done, f"{sum(verdict == 'useful' for verdict in verdicts.values())} of {len(verdicts)} useful")
 
             asker = Judge(
-                writer, tries=judge.tries, known=known, on_verdicts=on_verdicts, batch_size=judge.batch_size, max_tokens=judge.max_tokens
+                writer,
+                tries=judge.tries,
+                again=again,
+                judge={"url": sorted(urls), "model": judge.model},
+                known=known,
+                on_verdicts=on_verdicts,
+                batch_size=judge.batch_size,
+                max_tokens=judge.max_tokens,
             )
             return asker.label(rows)
     finally:
         writer.close()
+        again.close()
 
 
 def _verdicts(file: Path) -> dict[str, Label | None]:
@@ -412,7 +428,7 @@ def train(settings: SimulatorTrainSettings, config: DictConfig, path: Path, cons
     from searchqa_agents.settings import built
     from searchqa_agents.sft import SFTConfig
     from searchqa_agents.simulator.examples import encoded_examples, make_examples
-    from searchqa_agents.simulator.rows import labelled_rows
+    from searchqa_agents.simulator.rows import labelled_rows, rows_sha256
     from searchqa_agents.simulator.training import train_simulator
     from searchqa_agents.warmup import WarmupConfig
     from searchqa_envs.tokenizers import build_tokenizer
@@ -430,9 +446,12 @@ def train(settings: SimulatorTrainSettings, config: DictConfig, path: Path, cons
     sequences, too_long = encoded_examples(examples, asked, tokenizer, max_tokens=settings.max_tokens)
     device, dtype = chosen_device(settings.device), chosen_dtype(settings.dtype)
     with RunFolder(path, settings.keep_last, "simulator train") as folder:
+        check_config(path, config)
+        _check_rows(path, settings.rows)
         write_config(folder, config)
         qualities = {quality: sum(example.quality == quality for example in examples) for quality in ("useful", "noisy")}
-        record = {"prompt": prompt.name, "prompt_sha256": prompt.sha256, "searches": len(rows), **qualities, "too_long": too_long}
+        record = {"prompt": prompt.name, "prompt_sha256": prompt.sha256, "rows_sha256": rows_sha256(settings.rows)}
+        record |= {"searches": len(rows), **qualities, "too_long": too_long}
         folder.write_json("stamp.json", run_stamp(record, seed=settings.seed, threads=settings.threads))
         _say(console, f"{qualities['useful']} useful and {qualities['noisy']} noisy examples; {too_long} too long and left out.")
         if new:
@@ -444,9 +463,28 @@ def train(settings: SimulatorTrainSettings, config: DictConfig, path: Path, cons
             policy = Policy.load(checkpoint_path(settings.start), tokenizer, dtype=dtype, device=device)
         train_simulator(folder, policy, sequences, sft, warmup if new else None)
         policy.save(path / "model")
+        used = {
+            name: getattr(settings, name) for name in ("start", "documents", "titles", "notes", "system", "max_tokens", "dtype", "seed")
+        }
+        used |= {"sft": asdict(sft)} | ({"model": vars(settings.model), "warmup": asdict(warmup)} if new else {})
+        used["start"] = used["start"] if "/" not in settings.start or not Path(settings.start).is_dir() else Path(settings.start).name
+        (path / "model" / RECORD_FILE).write_text(json.dumps({**record, "settings": used}, indent=2) + "\n", encoding="utf-8")
     shown = settings.prompt if len(settings.prompt) < 20 else "..."
     _say(console, f"Simulator: {path / 'model'}")
     _say(console, f"Next: searchqa train env.retriever='{{name: simulated, checkpoint: {path / 'model'}, prompt: {shown}}}' ...")
+
+
+def _check_rows(path: Path, rows: str) -> None:
+    """Refuse to go on in a folder that was begun on other rows, of whatever name. Nothing that was trained, nothing to mix."""
+    from searchqa_agents.runs import list_checkpoints
+    from searchqa_agents.simulator.rows import rows_sha256
+
+    stamp = path / "stamp.json"
+    if not stamp.is_file() or not list_checkpoints(path):
+        return
+    before = json.loads(stamp.read_text(encoding="utf-8")).get("rows_sha256")
+    if before not in (None, rows_sha256(rows)):
+        raise RunFolderError(f"{path} was trained on other rows than {rows} has now; choose another run_dir, or remove the folder.")
 
 
 # -- evaluate ----------------------------------------------------------------------------------------------------------------------------
@@ -455,7 +493,7 @@ def train(settings: SimulatorTrainSettings, config: DictConfig, path: Path, cons
 def evaluate(settings: SimulatorEvaluateSettings, config: DictConfig, path: Path, console: Console) -> None:
     """Have documents written for the searches of labelled rows, in both qualities, and measure them beside the real ones."""
     from searchqa_agents.progress import progress
-    from searchqa_agents.simulator.measures import MEASURES, Written, measure_documents, page_form
+    from searchqa_agents.simulator.measures import MEASURES, Written, measure_documents, other_names, page_form
     from searchqa_agents.simulator.rows import LABELS, labelled_rows
     from searchqa_agents.table import number, show
 
@@ -467,15 +505,22 @@ def evaluate(settings: SimulatorEvaluateSettings, config: DictConfig, path: Path
     with RunFolder(path, command="simulator evaluate") as folder:
         write_config(folder, config)
         written: list[Written] = []
-        with progress(settings.name, 2 * len(rows)) as advance:
+        others = other_names(all_rows, settings.seed)
+        asked = [(row, row.query, False) for row in rows]
+        asked += [(row, others[row.id].title, True) for row in rows if row.id in others]
+        with progress(settings.name, 2 * len(asked)) as advance:
             for quality in LABELS:
-                for start in range(0, len(rows), settings.per_round):
-                    part = rows[start : start + settings.per_round]
-                    found = retrievers[quality].search([_request(row, settings.top_k, settings.seed) for row in part])
-                    written += [Written(row, quality, [hit.passage for hit in hits]) for row, hits in zip(part, found, strict=True)]
+                for start in range(0, len(asked), settings.per_round):
+                    part = asked[start : start + settings.per_round]
+                    found = retrievers[quality].search([_request(row, query, settings.top_k, settings.seed) for row, query, _ in part])
+                    written += [
+                        Written(row, quality, [hit.passage for hit in hits], other)
+                        for (row, _, other), hits in zip(part, found, strict=True)
+                    ]
                     advance(len(written), quality)
         forms = frozenset(page_form(document.text) for row in all_rows for document in row.documents)
         real = [Written(row, quality, row.labelled(quality)[: settings.top_k]) for row in rows for quality in LABELS]
+        real += [Written(row, "useful", [others[row.id]], True) for row in rows if row.id in others]
         measured = {
             "simulated": measure_documents(written, settings.top_k, forms),
             "real": measure_documents([one for one in real if one.documents], None, forms),
@@ -487,10 +532,10 @@ def evaluate(settings: SimulatorEvaluateSettings, config: DictConfig, path: Path
             for name, title in MEASURES.items()
         ]
         shown = [
-            {"query": one.row.query, "question": one.row.question, "answer": one.row.golden_answers[0], "quality": one.quality}
+            {"query": one.row.query, "question": one.row.question, "answer": one.row.golden_answer, "quality": one.quality}
             | {"documents": [document.text for document in one.documents]}
             for place in range(settings.examples)
-            for one in written[place :: len(rows)]
+            for one in [one for one in written if not one.other][place :: len(rows)]
         ]
         folder.write_json("stamp.json", stamp)
         folder.write_json("summary.json", {"searches": len(rows), "measures": measured, "examples": shown})
@@ -517,18 +562,18 @@ def _simulator(settings: SimulatorEvaluateSettings, noise: float) -> Any:
         raise ConfigurationError("simulator takes the options of the retriever `simulated` without noise, which is 0 and 1 here.")
     options = {key: value for key, value in options.items() if value is not None}
     if "url" in options:
-        del options["checkpoint"]
+        options.pop("checkpoint", None)
     elif options.get("checkpoint") == SHIPPED:
         options["checkpoint"] = str(shipped_simulator())
     config = {**options, "name": "simulated", "noise": {"start": noise, "end": noise}}
     return build_retriever(config, lambda: Corpus.from_passages([]), cache_entries=0)
 
 
-def _request(row: SearchRow, top_k: int, seed: int) -> Any:
+def _request(row: SearchRow, query: str, top_k: int, seed: int) -> Any:
     from searchqa_retrievers import SearchRequest
 
     return SearchRequest(
-        row.query,
+        query,
         top_k,
         question_id=row.question_id,
         question=row.question,

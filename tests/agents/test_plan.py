@@ -265,6 +265,31 @@ def test_what_cannot_be_is_refused(word: str, said: str, nothing_here: Path, cap
     assert "Would" not in shown.out
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("env.retriever.noise.start=2", "0 <= start"),
+        ("+env.retriever.nose.start=.5", "no option nose"),
+        ("env.retriever.noise={begin: 0}", "no key begin"),
+        ("env.retriever.checkpoint=/no/where", "no folder /no/where"),
+        ("env.retriever.checkpoint=shipped", "${shipped_simulator:}"),
+        ("env.retriever.checkpoint=null", "give one of the two"),
+        ("env.retriever.prompt=riddle", "riddle"),
+        ("env.retriever={name: hybrid, retrievers: [bm25, {name: simulated, checkpoint: /no/where}]}", "no folder /no/where"),
+    ],
+)
+def test_a_simulator_that_cannot_be_is_refused_before_its_model_is_loaded(
+    word: str, said: str, nothing_here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("searchqa_retrievers.text_model.TextModel.__init__", None)
+    assert main(["train", "recipe=zerosearch", *DRY]) == 0
+    capsys.readouterr()
+    assert main(["train", "recipe=zerosearch", *DRY, word]) == 1
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "Would" not in shown.out
+
+
 def test_random_weights_are_like_the_model_of_llm(nothing_here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "llm=llama-3.2-3b-instruct", "start=random", "parallel=auto", *DRY]) == 0
     assert "3,212,749,824" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -253,6 +254,34 @@ def test_a_folder_of_another_seed_is_refused(whole_run: Path, capsys: pytest.Cap
     assert "another seed" in capsys.readouterr().err
     assert main(["train", f"resume={whole_run}", "evaluation.questions=7"]) == 1  # after would not be measured as before was
     assert "another evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begun", ["finished", "stopped"])
+def test_other_settings_of_the_training_are_not_told_as_those_of_a_run_that_had_not_them(
+    begun: str, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    if begun == "stopped":
+        (run / "summary.json").unlink()
+    config = (run / "config.yaml").read_bytes()
+    assert main([*SMOKE, "algo.learning_rate=1e-5", "algo.mask_environment=false", f"run_dir={run}"]) == 1
+    said = capsys.readouterr().err
+    assert "another algo.learning_rate and another algo.mask_environment" in said or (
+        "another algo.mask_environment and another algo.learning_rate" in said
+    )
+    assert f"resume={run}" in said
+    assert main([*SMOKE, "dry_run=true", "sft.learning_rate=1e-5", f"run_dir={run}"]) == 1
+    assert "another sft.learning_rate" in capsys.readouterr().err
+    resumed = main(["train", f"resume={run}", "algo.learning_rate=1e-5", "dry_run=true"])
+    assert resumed == (1 if begun == "finished" else 0)  # nothing is left to train with it
+    assert main([*SMOKE, "algo.steps=1", "dry_run=true", f"run_dir={run}"]) == (1 if begun == "finished" else 0)
+    assert main(["train", f"resume={run}", "algo.learning_rate=1e-5", "algo.steps=9", "dry_run=true"]) == 0
+    assert (run / "config.yaml").read_bytes() == config
+
+
+def test_the_stamp_has_the_whole_command(whole_run: Path) -> None:
+    assert json.loads((whole_run / "stamp.json").read_text())["command"].startswith("searchqa train recipe=smoke")
 
 
 def test_a_checkpoint_of_a_run_can_be_evaluated_and_started_from(

@@ -30,8 +30,8 @@ from searchqa_agents.simulator.labels import (
     label_counts,
     read_verdict,
 )
-from searchqa_agents.simulator.measures import Written, about_query, holds_answer, measure_documents, page_form
-from searchqa_agents.simulator.rows import RowsError, SearchRow, iterate_rows, labelled_rows, row_lines
+from searchqa_agents.simulator.measures import Written, about_query, holds_answer, measure_documents, other_names, page_form
+from searchqa_agents.simulator.rows import RowsError, SearchRow, iterate_rows, labelled_rows, row_lines, rows_sha256
 from searchqa_envs.tokenizers import build_tokenizer
 from searchqa_envs.tokenizers.world import WorldTokenizer
 from searchqa_envs.world.names import SYLLABLES, split_of
@@ -101,6 +101,21 @@ def test_rows_without_labels_are_refused_where_labels_are_needed(tmp_path):
     (tmp_path / "rows.jsonl").write_text(row_lines([made_row()]), encoding="utf-8")
     with pytest.raises(RowsError, match="simulator label"):
         labelled_rows(tmp_path)
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_rows_from_being_written(tmp_path):
+    broken = made_row(documents=(Passage("p", "", "a \ud800 b \udc00"),), question="\U0001f600?")
+    (tmp_path / "rows.jsonl").write_bytes(row_lines([broken]).encode())
+    [row] = iterate_rows(tmp_path)
+    assert (row.documents[0].text, row.question) == ("a \ufffd b \ufffd", "\U0001f600?")
+
+
+def test_a_question_without_golden_answers_is_named_where_one_must_be_told():
+    bare = made_row(golden_answers=(), labels=("useful", "noisy"))
+    with pytest.raises(RowsError, match="'q/0/1' has no golden answer"):
+        judge_prompt(bare, RIMU)
+    with pytest.raises(RowsError, match="'q/0/1' has no golden answer"):
+        make_examples([bare], PROMPTS["world"], documents=1)
 
 
 # -- collect -----------------------------------------------------------------------------------------------------------------------------
@@ -268,6 +283,35 @@ def test_an_unreadable_verdict_is_asked_for_again_and_a_judge_that_never_says_ye
     silent.close()
 
 
+def test_a_judge_is_asked_again_in_other_words_and_above_temperature_0(tmp_path, judge_server):
+    asked = []
+
+    def wavers(prompt, body):
+        asked.append((body["temperature"], prompt))
+        return "perhaps" if len(asked) < 3 else "yes"
+
+    (tmp_path / "rows.jsonl").write_text(row_lines([made_row(documents=(RIMU,))]), encoding="utf-8")
+    words = ["simulator", "label", f"rows={tmp_path}", "by=judge", f"judge.url={judge_server(wavers).url}", f"run_dir={tmp_path / 'run'}"]
+    assert main(words) == 0
+    assert [temperature for temperature, _ in asked] == [0.0, 0.7, 0.7]
+    assert asked[1][1] == asked[2][1] != asked[0][1]
+    assert asked[1][1].startswith(asked[0][1])
+
+
+def test_the_verdicts_of_one_judge_are_not_anothers():
+    class Writer:
+        def __init__(self, reply):
+            self.reply = reply
+
+        def write(self, jobs):
+            return [self.reply] * len(jobs), 0
+
+    kept = {}
+    Judge(Writer("yes"), judge={"model": "a"}, on_verdicts=kept.update).label([made_row()])
+    [row] = Judge(Writer("no"), judge={"model": "b"}, known=kept).label([made_row()])
+    assert row.labels == ("noisy", "noisy")
+
+
 def test_few_unreadable_verdicts_are_left_out_and_counted():
     class Writer:
         def write(self, jobs):
@@ -365,6 +409,20 @@ def test_measures_by_hand():
     assert "answer_earlier" not in found["noisy"]
 
 
+def test_another_name_is_of_the_same_world_and_has_nothing_to_do_with_the_question():
+    other, far = Passage("p4", "Kilo", "Kilo is a city ."), Passage("p5", "Fara", "Fara is a city .")
+    rows = [
+        made_row(id="a", question_id="w-0-0"),
+        made_row(id="b", question_id="w-0-1", documents=(other, MAKO, OTHER), query="Kilo", supporting_titles=("Kilo",)),
+        made_row(id="c", question_id="w-1-0", documents=(far,), query="Fara"),
+    ]
+    assert other_names(rows, 0)["a"] == other  # Mako is in the question, Zaza was found for it, Fara is of another world
+    assert "c" not in other_names(rows, 0)
+    again = [Written(rows[0], "useful", [RIMU], True), Written(rows[0], "useful", [OTHER], True), Written(rows[0], "useful", [OTHER])]
+    found = measure_documents(again, 1, frozenset())["useful"]
+    assert (found["answer_other"], found["answer_last"], found["documents"]) == (0.5, 0.0, 1.0)
+
+
 def test_an_answer_counts_as_whole_words_only_and_the_query_in_title_or_first_words():
     assert holds_answer(Passage("", "", "in TOVU ."), ["Tovu"])
     assert not holds_answer(Passage("", "", "in Tovulo"), ["Tovu", "the"])
@@ -407,6 +465,11 @@ def test_the_whole_chain_and_that_each_step_goes_on_where_it_stopped(tmp_path, j
     for row in labelled_rows(folders["judged"]):
         assert row.labels == tuple("useful" if " film " in judge_prompt(row, document) else "noisy" for document in row.documents)
 
+    capsys.readouterr()
+    for other in (["by=outcome"], ["judge.model=other"], [f"judge.url={server.url}/"]):
+        assert main([*judge, *other]) == 1  # the labelling of one judge is not passed off as another's
+        assert "another" in capsys.readouterr().err
+
     train = ["simulator", "train", f"rows={folders['labelled']}", "sft.batch_size=4", "sft.checkpoint_every=2", "threads=1"]
     assert main([*train, "sft.steps=4", f"run_dir={folders['simulator']}"]) == 0
     assert main([*train, "sft.steps=4", f"run_dir={folders['simulator']}"]) == 0  # nothing left to do
@@ -416,12 +479,34 @@ def test_the_whole_chain_and_that_each_step_goes_on_where_it_stopped(tmp_path, j
     shutil.rmtree(tmp_path / "simulator" / "checkpoints" / "sft-000004")  # as if it had been killed after its second step
     assert main([*train, "sft.steps=4", f"run_dir={folders['simulator']}"]) == 0
     assert (tmp_path / "simulator" / "model" / "model.safetensors").read_bytes() == weights
+    stamp = json.loads((tmp_path / "simulator" / "stamp.json").read_text())
+    assert stamp["command"].startswith("searchqa simulator train rows=")
+    assert stamp["rows_sha256"] == rows_sha256(folders["labelled"])
+    record = json.loads((tmp_path / "simulator" / "model" / "simulator.json").read_text())
+    assert (record["rows_sha256"], record["settings"]["sft"]["steps"]) == (stamp["rows_sha256"], 4)
+    capsys.readouterr()
+    for other in ("prompt=sft", f"rows={folders['judged']}", "notes=false", "sft.learning_rate=1e-5", "sft.steps=3"):
+        assert main([*train, "sft.steps=4", other, f"run_dir={folders['simulator']}"]) == 1
+        assert f"another {other.partition('=')[0]}" in capsys.readouterr().err
+    content = (tmp_path / "labelled" / "rows.jsonl").read_text()
+    (tmp_path / "labelled" / "rows.jsonl").write_text(content.replace('"useful"', '"noisy"'))
+    assert main([*train, "sft.steps=4", f"run_dir={folders['simulator']}"]) == 1
+    assert "other rows" in capsys.readouterr().err
+    (tmp_path / "labelled" / "rows.jsonl").write_text(content)
+    assert json.loads((tmp_path / "simulator" / "stamp.json").read_text()) == stamp
     evaluate = ["simulator", "evaluate", f"rows={folders['labelled']}", "searches=4", f"run_dir={folders['evaluated']}", "threads=1"]
     assert main([*evaluate, f"simulator.checkpoint={folders['simulator']}/model", "simulator.max_tokens=20"]) == 0
     summary = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
     assert summary["measures"]["real"]["useful"]["about_query"] > summary["measures"]["real"]["noisy"]["about_query"]
     assert {"useful", "noisy"} == set(summary["measures"]["simulated"])
-    assert "answer in it, last search" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "answer in it, last search" in said
+    assert "answer in it, another name" in said
+    assert "answer_other" in summary["measures"]["simulated"]["useful"]
+    assert summary["measures"]["real"]["useful"]["answer_other"] < 0.5
+    server = judge_server(lambda prompt, body: "Doc 1: x")
+    words = [f"simulator.url={server.url}", "simulator.checkpoint=null", f"run_dir={tmp_path / 'endpoint'}"]
+    assert main(["simulator", "evaluate", f"rows={folders['labelled']}", "searches=2", *words]) == 0
 
 
 def test_a_simulator_can_be_made_from_nothing(tmp_path):
@@ -452,6 +537,7 @@ def test_a_simulator_can_be_made_from_nothing(tmp_path):
         (["simulator", "label", "rows=x", "by=mood"], "outcome, titles, judge"),
         (["simulator", "label", "rows=x", "by=judge"], "judge.url"),
         (["simulator", "label", "rows=x"], "There is no file x"),
+        (["simulator", "label"], "rows has no value; give one: rows=..."),
         (["simulator", "evaluate", "rows=x", "top_k=0"], "top_k must be at least 1"),
     ],
 )

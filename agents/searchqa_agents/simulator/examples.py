@@ -50,7 +50,7 @@ def make_examples(
         for quality in LABELS:
             chosen = row.labelled(quality)[:documents]
             if chosen:
-                written = prompt.write(quality == "noisy", len(chosen), row.query, row.question, row.golden_answers[0])
+                written = prompt.write(quality == "noisy", len(chosen), row.query, row.question, row.golden_answer)
                 note = f" {row.note}\n" if notes and row.note and quality == "useful" else ""
                 examples.append(SimulatorExample(row.id, quality, written, note + written_documents(chosen, titles=titles)))
     return examples

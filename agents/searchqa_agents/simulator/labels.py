@@ -26,6 +26,8 @@ Document: {document}
 
 A document helps if it states the answer, or a fact that one needs on the way to it. A document that only shares words with the query does not help.
 Does this document help? Reply with one word, yes or no."""
+AGAIN = "\n\nYour last reply was neither. Write yes or no, and nothing else."
+"""Behind the prompt where an earlier reply could not be read."""
 _VERDICT = re.compile(r"\W*(yes|no)\W*\Z", re.IGNORECASE)
 
 
@@ -66,7 +68,11 @@ class Judge:
     writer
         Asks the endpoint, with bounded retries of its own.
     tries
-        How often a document is asked about until the reply is yes or no.
+        How often a document is asked about until the reply is yes or no; from the second time on with :data:`AGAIN` behind the prompt.
+    again
+        Asks from the second time on; None: ``writer``. Give one with a temperature above 0: else the third reply is the second once more.
+    judge
+        Who is asked, such as addresses and model; the verdicts of another are not taken from ``known``.
     known
         Verdicts of earlier calls, by key; None for a document that was given up.
     on_verdicts
@@ -82,6 +88,8 @@ class Judge:
         writer: TextWriter,
         *,
         tries: int = 3,
+        again: TextWriter | None = None,
+        judge: Mapping[str, Any] | None = None,
         known: Mapping[str, Label | None] | None = None,
         on_verdicts: Callable[[Mapping[str, Label | None]], object] | None = None,
         batch_size: int = 64,
@@ -90,7 +98,9 @@ class Judge:
         if tries < 1 or batch_size < 1 or max_tokens < 1:
             raise RowsError(f"a judge needs tries, batch_size and max_tokens of at least 1; got {tries}, {batch_size}, {max_tokens}.")
         self.writer = writer
+        self.again = writer if again is None else again
         self.tries = tries
+        self.judge = dict(judge or {})
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.verdicts: dict[str, Label | None] = dict(known or {})
@@ -110,7 +120,7 @@ class Judge:
         for row in rows:
             for document in row.documents:
                 prompt = judge_prompt(row, document)
-                prompts[judge_key(prompt)] = prompt
+                prompts[judge_key(prompt, self.judge)] = prompt
         asked = [key for key in prompts if key not in self.verdicts]
         for start in range(0, len(asked), self.batch_size):
             batch = asked[start : start + self.batch_size]
@@ -123,7 +133,9 @@ class Judge:
                 f"the judge's replies on {len(lost)} of {len(prompts)} documents are neither yes nor no after {self.tries} tries each; at most "
                 f"{MAX_UNREADABLE:.0%} may be left out. Ask a model that follows instructions, or raise judge.tries or judge.max_tokens"
             )
-        return [replace(row, labels=tuple(self.verdicts[judge_key(judge_prompt(row, d))] for d in row.documents)) for row in rows]
+        return [
+            replace(row, labels=tuple(self.verdicts[judge_key(judge_prompt(row, d), self.judge)] for d in row.documents)) for row in rows
+        ]
 
     def _judged(self, prompts: Mapping[str, str]) -> dict[str, Label | None]:
         verdicts: dict[str, Label | None] = dict.fromkeys(prompts)
@@ -131,8 +143,9 @@ class Judge:
             open_keys = [key for key, verdict in verdicts.items() if verdict is None]
             if not open_keys:
                 break
-            jobs = [TextJob(prompts[key], _seed(key, attempt), self.max_tokens, "\n\n") for key in open_keys]
-            replies, _ = self.writer.write(jobs)
+            ending = AGAIN if attempt else ""
+            jobs = [TextJob(prompts[key] + ending, _seed(key, attempt), self.max_tokens, "\n\n") for key in open_keys]
+            replies, _ = (self.again if attempt else self.writer).write(jobs)
             verdicts.update((key, read_verdict(reply)) for key, reply in zip(open_keys, replies, strict=True))
         return verdicts
 
@@ -140,12 +153,13 @@ class Judge:
 def judge_prompt(row: SearchRow, document: Passage) -> str:
     """What a judge is asked about one document."""
     text = f"{document.title}\n{document.text}" if document.title else document.text
-    return JUDGE_PROMPT.format(question=row.question, answer=row.golden_answers[0], query=row.query, document=text)
+    return JUDGE_PROMPT.format(question=row.question, answer=row.golden_answer, query=row.query, document=text)
 
 
-def judge_key(prompt: str) -> str:
-    """Names a question to the judge; equal ones are asked once."""
-    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+def judge_key(prompt: str, judge: Mapping[str, Any]) -> str:
+    """Names a question to a judge; equal ones are asked once."""
+    asked = f"{json.dumps(judge, sort_keys=True)}\n{prompt}"
+    return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _seed(key: str, attempt: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -70,6 +71,13 @@ class SearchRow:
                 f"row {self.id!r} has {len(self.documents)} documents and {len(self.labels)} labels; there must be one for each"
             )
 
+    @property
+    def golden_answer(self) -> str:
+        """The first golden answer, which a judge and a simulator are told. Raises :class:`RowsError` where the question has none."""
+        if not self.golden_answers:
+            raise RowsError(f"row {self.id!r} has no golden answer, which a judge and a simulator are told. Leave the row out.")
+        return self.golden_answers[0]
+
     def labelled(self, label: Label) -> list[Passage]:
         """The documents with this label, best first."""
         return [document for document, own in zip(self.documents, self.labels or (), strict=bool(self.labels)) if own == label]
@@ -95,8 +103,9 @@ class SearchRow:
 
 
 def row_lines(rows: Iterable[SearchRow]) -> str:
-    """The rows as lines of JSON."""
-    return "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
+    """The rows as lines of JSON. Half a surrogate pair, which no encoding takes, becomes U+FFFD."""
+    text = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def rows_file(path: str | os.PathLike[str]) -> Path:
@@ -106,6 +115,12 @@ def rows_file(path: str | os.PathLike[str]) -> Path:
     if not file.is_file():
         raise RowsError(f"There is no file {file}. Give rows=<folder of `searchqa simulator collect` or `label`>, or a file of such rows.")
     return file
+
+
+def rows_sha256(path: str | os.PathLike[str]) -> str:
+    """Hash of the bytes of a file of rows."""
+    with rows_file(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def iterate_rows(path: str | os.PathLike[str]) -> Iterator[SearchRow]:
