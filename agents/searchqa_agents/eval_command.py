@@ -82,7 +82,7 @@ def _make_venv(settings: EvalSettings) -> Any:
 
 def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console: Any) -> Evaluation:
     """Evaluate, print the table, and write the run's files."""
-    from searchqa_agents.evaluate import evaluate
+    from searchqa_agents.evaluate import TOLD_THE_ANSWER, evaluate
     from searchqa_agents.loading import build_agent
     from searchqa_agents.lost_back_end import check_measured
     from searchqa_agents.progress import progress
@@ -98,6 +98,9 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
         total = len(base.source) if settings.questions is None else min(settings.questions, len(base.source))
         stamp = run_stamp(base.stamp(), seed=settings.seed, threads=settings.threads)
         stamp |= {"agent": vars(settings.agent), "samples": settings.samples, "questions_played": total}
+        if base.rules.needs_gold:
+            stamp["told_the_answer"] = True
+            console.print(TOLD_THE_ANSWER, style="bold", soft_wrap=True)
         folder.write_json("stamp.json", stamp)
         folder.write_tokenizer(base.tokenizer)
         agent = build_agent(settings.agent, venv, settings.device, settings.dtype)

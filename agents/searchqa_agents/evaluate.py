@@ -14,6 +14,8 @@ from searchqa_agents.rollout import rollout
 from searchqa_agents.trajectory import Trajectory
 
 RESAMPLES = 1000
+TOLD_THE_ANSWER = "The search engine was told the golden answers: these numbers measure no search. Measure with a real one."
+"""Said, and put into the stamp as ``told_the_answer``, where the retriever of an evaluation has ``needs_gold``, as ZeroSearch's simulator has."""
 
 
 @dataclass(frozen=True)

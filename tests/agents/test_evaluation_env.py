@@ -5,6 +5,7 @@ import json
 import pytest
 
 from searchqa_agents.cli import main
+from searchqa_agents.loading import checkpoint_path
 from searchqa_agents.runs import read_metrics
 from searchqa_agents.settings import EnvSettings, WorldSettings, changed_arguments
 from searchqa_agents.trajectory import load_trajectories
@@ -40,6 +41,26 @@ def test_a_wrong_line_is_refused_before_the_first_step(words, tmp_path, capsys):
     assert main([*SMOKE, *words, f"run_dir={tmp_path / 'run'}"]) == 1
     assert words[0].rpartition("googel")[1] or "evaluation.env.topk" in (said := capsys.readouterr().err), said
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def lines_of_told(text):
+    return " ".join(text.split()).count("told the golden answers")
+
+
+def test_numbers_of_a_search_engine_that_is_told_the_answer_say_so(tmp_path, capsys):
+    told = f"{{name: simulated, checkpoint: '{checkpoint_path('shipped')}', prompt: world, max_tokens: 8}}"
+    play = ["eval", "agent=search_once", "env=world", "questions=2", "threads=1"]
+    for name, retriever, expected in (("told", told, True), ("real", "bm25", None)):
+        run = tmp_path / name
+        assert main([*play, f"env.retriever={retriever}", f"run_dir={run}"]) == 0
+        assert json.loads((run / "stamp.json").read_text()).get("told_the_answer") is expected
+        assert lines_of_told("".join(capsys.readouterr())) == (1 if expected else 0)
+        run = tmp_path / f"{name}-training"
+        assert main([*SMOKE, "env.retriever=bm25", f"evaluation.env={{retriever: {retriever}}}", f"run_dir={run}"]) == 0
+        assert lines_of_told("".join(capsys.readouterr())) == (2 if expected else 0)  # before and after
+        for when in ("before", "after"):
+            played = load_trajectories(run / "trajectories" / f"{when}.jsonl.gz")
+            assert {t.stamp.get("told_the_answer") for t in played} == {expected}
 
 
 def test_a_run_is_trained_with_one_retriever_and_measured_with_another(tmp_path, capsys):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import socket
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,13 @@ from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers import build_tokenizer
 from searchqa_envs.tokenizers.huggingface import RECORD_FILE
 from searchqa_envs.vector import SearchQAVectorEnv
+from searchqa_envs.world import WorldSource
+from searchqa_envs.world.source import _scope
 from searchqa_retrievers.curriculum import Curriculum
 from searchqa_retrievers.simulated import Simulated
 from searchqa_retrievers.simulation_prompts import PROMPTS
 from searchqa_retrievers.text_model import TextJob, TextModel
+from searchqa_retrievers.types import RetrieverError, RetrieverUnavailable, SearchRequest, follows_progress
 
 ECHO = "{question}|{answer}|{query}"
 
@@ -123,6 +129,98 @@ def test_progress_of_training_reaches_the_curriculum(small_data: Path) -> None:
     env.unwrapped.set_progress(203, 203)
     assert retriever.noise_probability == 1
     env.close()
+
+
+# -- within a composition over the pages of a world ------------------------------------------------------------------------------------
+
+
+def mixed(simulated: Any, **options: Any) -> dict[str, Any]:
+    return {"name": "hybrid", "retrievers": ["bm25", {"name": "filtered", "retriever": simulated}], "depth": 5, **options}
+
+
+def in_world(number: int, **more: str) -> SearchRequest:
+    return SearchRequest("the mayor", 5, "q", "who is the mayor", golden_answers=("Kova",), filters={"world": str(number), **more})
+
+
+def told(retriever: Any, request: SearchRequest) -> set[str]:
+    """The first words of the prompts that came back as documents."""
+    [hits] = retriever.search([request])
+    return {hit.passage.text.split()[0] for hit in hits if hit.passage.id.startswith("simulated-")}
+
+
+class Repeats(Writer):
+    """Writes the prompt back."""
+
+    def write(self, jobs: Sequence[TextJob]) -> tuple[list[str], int]:
+        return [f"Doc 1: {job.prompt}" for job in jobs], 0
+
+
+def test_the_curriculum_goes_on_within_a_composition_in_each_world_of_each_split() -> None:
+    source = WorldSource("train")
+    retriever = source.build_retriever(mixed(Simulated(Repeats(), "{quality} {query}", Curriculum(0, 1))))
+    elsewhere = {"split": "dev", "recipe": _scope(source)["recipe"]}
+    before = [in_world(1), in_world(1, **elsewhere)]
+    assert follows_progress(retriever)
+    assert [told(retriever, request) for request in before] == [{"useful"}] * 2
+    key = retriever.cache_key(in_world(1))
+    retriever.set_progress(9, 9)  # type: ignore[attr-defined]
+    after = [*before, in_world(2), in_world(2, **elsewhere)]
+    assert [told(retriever, request) for request in after] == [{"noisy"}] * 4
+    assert retriever.cache_key(in_world(1)) != key
+    again = pickle.loads(pickle.dumps(retriever))
+    assert told(again, in_world(1)) == {"noisy"}
+    with pytest.raises(RetrieverError, match="number of all steps"):
+        retriever.set_progress(9, 0)  # type: ignore[attr-defined]
+
+
+def test_a_memory_round_such_worlds_forgets_when_the_curriculum_moves() -> None:
+    config = mixed(Simulated(Repeats(), "{quality} {query}", Curriculum(0, 1)), cache_entries=100)
+    env: Any = gym.make("SearchQA-World-v0", split="train", retriever=config).unwrapped
+    assert told(env.rules.retriever, in_world(1)) == {"useful"}
+    env.set_progress(9, 9)
+    assert told(env.rules.retriever, in_world(1)) == {"noisy"}
+    env.close()
+
+
+def test_counts_are_those_of_all_worlds_also_of_those_that_are_no_longer_kept() -> None:
+    source = WorldSource("train")
+    source.worlds_in_memory = 1
+    retriever: Any = source.build_retriever(mixed(Simulated(Repeats(), "{quality} {query}", Curriculum(1, 1)), cache_entries=0))
+    assert retriever.counters()["search/simulated_answers"] == 0
+    for number in (0, 1, 0, 2):
+        retriever.search([in_world(number), replace(in_world(number), query="the river")])
+    counted = retriever.counters()
+    assert (counted["search/simulated_answers"], counted["search/simulated_noisy"]) == (8, 8)
+    assert (counted["search/backend_calls"], counted["search/backend_requests"]) == (8, 16)  # of bm25 and of filtered
+
+
+def test_a_retriever_of_pages_alone_follows_no_progress_and_keeps_its_memory() -> None:
+    for config in ({"name": "bm25"}, {"name": "hybrid", "retrievers": ["bm25", "random"]}):
+        retriever: Any = WorldSource("train").build_retriever({**config, "cache_entries": 9})
+        assert not follows_progress(retriever)
+        retriever.search([in_world(1)])
+        retriever.set_progress(1, 2)
+        retriever.search([in_world(1)])
+        assert (retriever.hits, retriever.misses) == (1, 1)
+
+
+def test_worlds_share_one_client_of_an_endpoint_which_can_be_closed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    config = {"name": "simulated", "url": f"http://127.0.0.1:{port}", "retries": 0, "deadline": 5}
+    retriever: Any = WorldSource("train").build_retriever(mixed(config))
+
+    def clients() -> int:
+        return sum(thread.name == "searchqa-online" for thread in threading.enumerate())
+
+    before = clients()
+    for number in range(3):
+        with pytest.raises(RetrieverUnavailable):
+            retriever.search([in_world(number)])
+    assert clients() == before + 1
+    assert retriever.counters()["search/simulator_calls"] == 3
+    retriever.close()
+    assert clients() == before
 
 
 # -- the generated world, with a model of its own ----------------------------------------------------------------------------------------

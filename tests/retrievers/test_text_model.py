@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from searchqa_retrievers import Corpus, RetrieverError, SearchRequest, build_retriever
 from searchqa_retrievers.testing import RetrieverContract
-from searchqa_retrievers.text_model import TextJob, TextModel
+from searchqa_retrievers.text_model import TextJob, TextModel, without_thoughts
 from searchqa_retrievers.text_model_tokenizers import ChatTokenizer, load_text_tokenizer, register_tokenizer_loader
 
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -135,6 +135,32 @@ def test_a_text_ends_before_the_stop_string(folder):
     texts, _ = TextModel(folder).write(jobs)
     assert texts[0] == whole.split(stop)[0]
     assert texts[1] == plainly_sampled(folder, JOBS[3])
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Doc 1: one", "Doc 1: one"),
+        ("<think>it is Kova</think>Doc 1: one", "Doc 1: one"),
+        ("it is Kova</think>Doc 1: one", "Doc 1: one"),
+        ("<think>a</think>b<think>c</think>Doc 1: one", "Doc 1: one"),
+        ("<think>it is Kova. Doc 1: one", ""),
+        ("Doc 1: one<think>it is", "Doc 1: one"),
+        ("", ""),
+    ],
+)
+def test_thoughts_are_left_out(text, left):
+    assert without_thoughts(text) == left
+
+
+def test_a_stop_string_within_thoughts_ends_no_text(folder, monkeypatch):
+    """The tokenizer says what a model that thinks might have written: thoughts for twenty tokens, and then a document."""
+    model = TextModel(folder)
+    monkeypatch.setattr(model, "_ends", frozenset())
+    monkeypatch.setattr(model.tokenizer, "decode", lambda ids: "<think>not Doc 6" + "</think>Doc 1: one" * (len(ids) >= 20))
+    job = TextJob("prompt", 1, 30, "Doc 6")
+    assert model.write([job]) == (["Doc 1: one"], 0)
+    assert model.write([job._replace(max_tokens=10)]) == ([""], 0)
 
 
 def test_a_text_ends_at_the_end_of_sequence(tmp_path):

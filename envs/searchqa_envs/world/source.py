@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 
 from searchqa_envs.errors import ConfigurationError, UnknownQuestionError
@@ -17,7 +18,9 @@ from searchqa_envs.world.generate import GENERATOR_VERSION, World, question_slot
 from searchqa_envs.world.names import SPLITS
 from searchqa_envs.world.schema import WorldPreset, check_split, get_preset
 from searchqa_retrievers.composition import Composition, stamp_of
-from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest
+from searchqa_retrievers.counted import added_counters, counted_since, merged_counters
+from searchqa_retrievers.types import Hit, Retriever, RetrieverError, SearchRequest, follows_progress
+from searchqa_retrievers.wrapped import Wrapped, begin_in_forks
 
 DEFAULT_NUM_WORLDS = {"train": 100_000, "dev": 64, "test": 64}
 """Training worlds are made fresh as training goes: a fixed few are learned by heart."""
@@ -215,6 +218,9 @@ class WorldRetriever:
 
     A request that comes from another process names its world in full, as :class:`WorldsElsewhere` does; it may then be of any split, and any number.
 
+    Parts of a composition that ask somebody else, such as a simulator, are made once for all worlds. Engines that follow the progress of training
+    are told it before they search.
+
     Parameters
     ----------
     source : WorldSource
@@ -234,18 +240,44 @@ class WorldRetriever:
 
         self.source = source
         self.config = {**config, "cache_entries": 0}
+        self._shared: list[Retriever] = []
+        parts = {key: self._with_shared(value) for key, value in self.config.items()}
 
-        def make(number: int) -> Retriever:
-            return build_retriever(self.config, Corpus.from_passages(source.world(number).passages))
+        def make(world_source: WorldSource, number: int) -> _Engine:
+            return _Engine(build_retriever(parts, Corpus.from_passages(world_source.world(number).passages)))
 
-        empty: Any = build_retriever(self.config, Corpus.from_passages([]))  # a mistake in the settings shows here, not at the first search
+        empty: Any = build_retriever(parts, Corpus.from_passages([]))  # a mistake in the settings shows here, not at the first search
         self.name: str = empty.name
         self.needs_gold: bool = getattr(empty, "needs_gold", False)
-        self._cache_key: Callable[[SearchRequest], Hashable] = empty.cache_key
+        self.follows_progress = follows_progress(empty)
+        self._empty = empty
+        self._progress = (0, 0)
         self._settings: dict[str, Any] = _without_corpus(empty.stamp())
-        self._engines = _Recent(make, source.worlds_in_memory)
+        self._make = make
+        self._engines = self._recent(source)
         self._recipe = _recipe(source)
-        self._splits: dict[str, WorldRetriever] = {}
+        self._splits: dict[str, _Recent[_Engine]] = {}
+        self._counts = hasattr(empty, "counters")
+        self._counted = merged_counters(empty)
+        begin_in_forks(self)
+
+    def begin_process(self) -> None:
+        """A lock is that of one process."""
+        self._lock = threading.Lock()
+
+    def _recent(self, source: WorldSource) -> _Recent[_Engine]:
+        return _Recent(partial(self._make, source), source.worlds_in_memory)
+
+    def _with_shared(self, value: Any) -> Any:
+        """A setting, with what in it asks somebody else made already, for all worlds."""
+        from searchqa_retrievers.build import build_retriever, searches_corpus
+
+        if isinstance(value, Retriever) or (isinstance(value, Mapping) and not searches_corpus(value)):
+            self._shared.append(build_retriever(value, _no_corpus, cache_entries=0))
+            return _Shared(self._shared[-1])
+        if isinstance(value, Mapping):
+            return {key: self._with_shared(one) for key, one in value.items()}
+        return [self._with_shared(one) for one in value] if isinstance(value, list | tuple) else value
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         """Answer all requests, those about one world together."""
@@ -254,11 +286,42 @@ class WorldRetriever:
             by_world.setdefault(self._world_of(request), []).append(position)
         answers: list[list[Hit]] = [[] for _ in requests]
         for (split, world), positions in by_world.items():
-            engines = self._engines if split is None else self._engines_of(split)
-            found = engines[world].search([replace(requests[position], filters=None) for position in positions])
+            engine = (self._engines if split is None else self._engines_of(split))[world]
+            if engine.progress != self._progress:
+                engine.follow(self._progress)
+            try:
+                found = engine.retriever.search([replace(requests[position], filters=None) for position in positions])
+            finally:
+                if self._counts:
+                    self._count(engine)
             for position, hits in zip(positions, found, strict=True):
                 answers[position] = hits
         return answers
+
+    def set_progress(self, step: int, total: int) -> None:
+        """Pass the progress of training on to the engines of all worlds, those still to be made included; only where they follow it."""
+        if self.follows_progress:
+            self._empty.set_progress(step, total)  # raises here, and not in the middle of an episode
+            self._progress = (step, total)
+
+    def counters(self) -> dict[str, float]:
+        """The sums of what the engines counted, those of worlds that are no longer kept included; nothing where they count nothing."""
+        with self._lock:
+            return added_counters(self._counted, merged_counters(*self._shared)) if self._counts else {}
+
+    def close(self) -> None:
+        """Close what asks somebody else."""
+        for retriever in self._shared:
+            close = getattr(retriever, "close", None)
+            if close is not None:
+                close()
+
+    def _count(self, engine: _Engine) -> None:
+        """Add what an engine has counted since it was last asked."""
+        with self._lock:
+            now = merged_counters(engine.retriever)
+            self._counted = added_counters(self._counted, counted_since(now, engine.counted))
+            engine.counted = now
 
     def _world_of(self, request: SearchRequest) -> tuple[str | None, int]:
         """Split and number of the world; no split: the source's."""
@@ -283,15 +346,16 @@ class WorldRetriever:
             )
         return None, int(world)
 
-    def _engines_of(self, split: str) -> _Recent[Retriever]:
+    def _engines_of(self, split: str) -> _Recent[_Engine]:
         """The engines of a split that requests name in full: as many worlds as anybody may ask for."""
         if split not in self._splits:
             source = WorldSource(split, self.source.preset, self.source.world_seed, num_worlds=_MANY)
-            self._splits.setdefault(split, WorldRetriever(source, self.config))
-        return self._splits[split]._engines
+            self._splits.setdefault(split, self._recent(source))
+        return self._splits[split]
 
     def cache_key(self, request: SearchRequest) -> Hashable:
-        return self._cache_key(request)
+        key: Hashable = self._empty.cache_key(request)
+        return key
 
     def stamp(self) -> dict[str, Any]:
         """The settings that a result depends on; the pages are in the source's stamp."""
@@ -301,10 +365,38 @@ class WorldRetriever:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return WorldRetriever, (self.source, self.config)
+        return _again, (self.source, self.config, self._progress)
 
     def __repr__(self) -> str:
         return f"WorldRetriever({self.source!r}, {self.config!r})"
+
+
+def _again(source: WorldSource, config: Mapping[str, Any], progress: tuple[int, int]) -> WorldRetriever:
+    """A pickled one."""
+    retriever = WorldRetriever(source, config)
+    retriever.set_progress(*progress)
+    return retriever
+
+
+class _Engine:
+    """The search engine of one world, with the progress that it was told, and what it had counted when it was last read."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self.retriever = retriever
+        self.progress = (0, 0)
+        self.counted: dict[str, float] = {}
+
+    def follow(self, progress: tuple[int, int]) -> None:
+        follower: Any = self.retriever
+        follower.set_progress(*progress)
+        self.progress = progress
+
+
+class _Shared(Wrapped):
+    """A part of several engines; it counts nothing, as otherwise the counts of each engine would have those of the others in them."""
+
+    def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
+        return self.retriever.search(requests)
 
 
 class WorldsElsewhere(Composition):
