@@ -90,6 +90,8 @@ def shape_config(like: str | None, *, num_hidden_layers: int | None = None, voca
     for key, cut in (("num_hidden_layers", num_hidden_layers), ("vocab_size", vocab_size)):
         if cut is not None and cut < 1:
             raise ConfigurationError(f"random.{key} must be at least 1, or null for that of {name}; got {cut}.")
+        if cut is not None and key == "num_hidden_layers" and cut > values[key]:
+            raise ConfigurationError(f"random.{key} cuts the {values[key]} layers of {name} and adds none; got {cut}.")
         values[key] = values[key] if cut is None else cut
     config: PreTrainedConfig = AutoConfig.for_model(**values)
     return config

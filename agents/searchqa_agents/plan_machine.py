@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -61,6 +62,10 @@ def planned_machine(plan: Plan, settings: TrainSettings) -> Machine:
         raise ConfigurationError(f"plan.processes must be at least 1, or null for those of this launch; got {processes}.")
     if not 0 < wanted.utilisation <= 1:
         raise ConfigurationError(f"plan.utilisation must be above 0 and at most 1; got {wanted.utilisation}.")
+    for name in ("memory_gb", "flops_per_second", "bytes_per_second"):
+        given = getattr(wanted, name)
+        if given is not None and not 0 < given < math.inf:
+            raise ConfigurationError(f"plan.{name} must be above 0 and finite, or null for the device's own; got {given}.")
     if wanted.device is not None and wanted.device not in (*DEVICES, "cpu"):
         raise ConfigurationError(
             f"plan.device must be one of {[*DEVICES, 'cpu']}, or null for the one that is here; got {wanted.device!r}."

@@ -43,6 +43,18 @@ R1_SEARCHER_PROMPT = (
     '"<|begin_of_documents|> ...search results... <|end_of_documents|>".\n\n'
     "User:{question}\nAssistant: <think>"
 )
+R1_SEARCHER_CHAT_PROMPT = (
+    "You are a helpful assistant.\n"
+    "Given a question, you should answer it by first thinking about the reasoning process in the mind and then providing the final answer.\n"
+    "The output format of reasoning process and final answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, "
+    'i.e., "<think> reasoning process here </think>\n\n<answer> final answer here </answer>".\n'
+    "During the thinking process, **you can perform searching for uncertain knowledge** if necessary with the format of "
+    '"<|begin_of_query|> search query (only list keywords, such as **"keyword_1 keyword_2 ..."**)<|end_of_query|>". '
+    "**A query must involve only a single triple**.\n"
+    "Then, the search system will provide you with the retrieval information with the format of "
+    '"<|begin_of_documents|> ...search results... <|end_of_documents|>".\n\n'
+    "User:{question}\nAssistant: <think>"
+)
 SEARCH_R1_INVALID = (
     "\nMy previous action is invalid. If I want to search, I should put the query between <search> and </search>. "
     "If I want to give the final answer, I should put the answer between <answer> and </answer>. Let me try again.\n"
@@ -60,7 +72,8 @@ class Dialect:
     ``prompts`` maps a name to a template with ``{question}``; ``published`` is the system's own, ``bare`` the question alone.
     ``opener`` says which opening tag before the first closing tag begins its content: the first (Search-R1's regular expression) or the last
     (R1-Searcher's split). ``invalid_text`` is the reply to a segment that is no action; None ends the episode instead.
-    ``chat`` says whether the tokenizer's chat template, where it has one, is put round the published prompt. ``empty_query_is_invalid``: an empty query
+    ``chat`` says whether the tokenizer's chat template, where it has one, is put round the published prompt; ``system_prompts`` are the prompts that
+    go into it in parts, see :meth:`messages`. ``empty_query_is_invalid``: an empty query
     is no action (R1-Searcher); Search-R1 searches for it. ``controls``, which no published system has, is what a search may say beside its
     query; a sentence about it then stands in the published prompt before ``question_label``.
     """
@@ -84,6 +97,8 @@ class Dialect:
     quoted_titles: bool = False
     prompt_opens_think: bool = False
     chat: bool = True
+    system_prompts: tuple[str, ...] = ()
+    answer_label: str = "\nAssistant: "
     empty_query_is_invalid: bool = False
     question_label: str = "Question: "
     controls: SearchControls | None = None
@@ -124,13 +139,19 @@ class Dialect:
     def render_question(self, prompt: str, question: str) -> str:
         """The text of the prompt, before any chat template. Search-R1 strips the question and makes it end in a question mark."""
         template = self.template(prompt)
-        if self.controls is not None and prompt == "published":
+        if self.controls is not None and (prompt == "published" or prompt in self.system_prompts):
             template = self._told(template, self.controls)
         if self.question_mark and template != BARE_PROMPT:
             question = question.strip()
             if not question.endswith("?"):
                 question += "?"
         return template.replace("{question}", question)
+
+    def messages(self, text: str) -> tuple[str, str, str]:
+        """The parts of a prompt of ``system_prompts`` in a chat template: the system's message, the user's, and what the reply begins with."""
+        rules, _, rest = text.partition(self.question_label)
+        question, _, opening = rest.rpartition(self.answer_label)
+        return rules, question, opening
 
     def _told(self, template: str, controls: SearchControls) -> str:
         """The template with the sentence about controls behind its instructions."""
@@ -205,11 +226,12 @@ R1_SEARCHER = Dialect(
     before_documents="\n",
     invalid_text=None,
     last_turn_text=R1_SEARCHER_LAST_TURN,
-    prompts={"published": R1_SEARCHER_PROMPT, "bare": BARE_PROMPT},
+    prompts={"published": R1_SEARCHER_PROMPT, "chat": R1_SEARCHER_CHAT_PROMPT, "bare": BARE_PROMPT},
     opener="last",
     question_mark=False,
     prompt_opens_think=True,
     chat=False,
+    system_prompts=("chat",),
     empty_query_is_invalid=True,
     question_label="\n\nUser:",
 )

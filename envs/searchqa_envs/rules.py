@@ -127,6 +127,10 @@ class Rules:
         if self.forced_answer and self.max_turns == 1:
             text += self.dialect.last_turn_text
         chat = getattr(self.tokenizer, "chat_prompt", None)
+        if chat is not None and self.prompt in self.dialect.system_prompts:
+            system, user, opening = self.dialect.messages(text)
+            begun = chat(user, system)
+            return text if begun is None else f"{begun}{opening}"
         if chat is not None and self.dialect.chat and self.prompt != "bare":
             return str(chat(text) or text)
         return text

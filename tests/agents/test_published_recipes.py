@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
@@ -21,6 +23,7 @@ import searchqa_conf
 from searchqa_agents.cli import main
 from searchqa_agents.config_help import options
 from searchqa_agents.loading import missing_data
+from searchqa_agents.plan import COLLECTION_ROWS, make_plan
 from searchqa_agents.settings import TrainSettings, changed_arguments, env_arguments, register, register_training, with_parts
 from searchqa_agents.stages import stages_of
 from searchqa_envs.configuration import build_rules
@@ -61,7 +64,9 @@ def value_of(settings: Any, key: str) -> Any:
 
 SEARCH_R1 = [name for name in RECIPES if name.startswith("search_r1_")]
 SEARCH_R1_PPO = [name for name in SEARCH_R1 if "_ppo" in name]
-SEARCH_R1_GRPO = [name for name in SEARCH_R1 if "_grpo" in name and not name.endswith("_lora")]
+SEARCH_R1_GRPO = [name for name in SEARCH_R1 if "_grpo" in name]
+LORA = ["search_r1_grpo_lora"]
+SEARCH_R1_FULL = [name for name in SEARCH_R1 if name not in LORA]
 ZEROSEARCH = [name for name in RECIPES if name.startswith("zerosearch_")]
 ZEROSEARCH_PAPER = [name for name in ZEROSEARCH if "_paper_" in name]
 ZEROSEARCH_GRPO = [name for name in ZEROSEARCH if "_grpo" in name]
@@ -70,6 +75,8 @@ ZEROSEARCH_REINFORCE = [
 ] + ZEROSEARCH_PAPER
 R1_SEARCHER = [name for name in RECIPES if name.startswith("r1_searcher_")]
 QWEN = [name for name in R1_SEARCHER if "llama" not in name]
+LLAMA = [name for name in R1_SEARCHER if "llama" in name]
+PAPER_STAGE_2 = ["r1_searcher_paper", "r1_searcher_paper_stage2"]
 LLAMA_STAGE_2 = ["r1_searcher_llama", "r1_searcher_llama_stage2"]
 PPO = [*SEARCH_R1_PPO, "zerosearch_ppo"]
 GRPO = [*SEARCH_R1_GRPO, *ZEROSEARCH_GRPO]
@@ -99,24 +106,24 @@ CONSTANTS: list[tuple[list[str], str, Any, str]] = [
     (["search_r1_ppo_v0_3", "search_r1_grpo_v0_3"], "env.reward.retrieval_score", 0, "v0.3: reward_model.retrieval_score"),
     (SEARCH_R1, "evaluation.split", "test", "the scripts: data.val_files"),
     (
-        ["search_r1_ppo", "search_r1_ppo_v0_3", "search_r1_grpo", "search_r1_grpo_v0_3"],
+        ["search_r1_ppo", "search_r1_ppo_v0_3", "search_r1_grpo", "search_r1_grpo_v0_3", *LORA],
         "algo.steps",
         1005,
         "v0.2, v0.3: total_training_steps",
     ),
     (["search_r1_ppo_v0_1", "search_r1_grpo_v0_1"], "algo.steps", 305, "v0.1: trainer.total_training_steps"),
     (["search_r1_ppo_paper", "search_r1_grpo_paper"], "algo.steps", 500, "paper"),
-    (SEARCH_R1_PPO + SEARCH_R1_GRPO, "algo.questions_per_step", 512, "the scripts: data.train_batch_size"),
+    (SEARCH_R1_FULL, "algo.questions_per_step", 512, "the scripts: data.train_batch_size"),
     (SEARCH_R1_PPO, "algo.group_size", 1, "the scripts: rollout.n_agent"),
     (SEARCH_R1_GRPO, "algo.group_size", 5, "the scripts: rollout.n_agent"),
     (SEARCH_R1_PPO, "algo.num_minibatches", 512 // 256, "the scripts: actor.ppo_mini_batch_size=256 sequences"),
     (SEARCH_R1_GRPO, "algo.num_minibatches", 512 * 5 // 256, "the scripts: actor.ppo_mini_batch_size=256 sequences"),
-    (SEARCH_R1_PPO + SEARCH_R1_GRPO, "algo.checkpoint_every", 100, "the scripts: trainer.save_freq"),
+    (SEARCH_R1_FULL, "algo.checkpoint_every", 100, "the scripts: trainer.save_freq"),
     (["search_r1_ppo", "search_r1_ppo_v0_3", "search_r1_ppo_paper"], "algo.top_p", 1.0, "v0.2, v0.3: rollout.top_p"),
     (["search_r1_ppo_v0_1", *SEARCH_R1_GRPO, *ZEROSEARCH], "algo.top_p", 0.95, YAML),
     (VERL_FORKS, "algo.top_k", 0, YAML),
     (VERL_FORKS, "algo.temperature", 1, "the scripts: rollout.temperature"),
-    ([n for n in VERL_FORKS if n != "search_r1_grpo_v0_3"], "algo.learning_rate", 1e-6, "the scripts: actor.optim.lr"),
+    ([n for n in VERL_FORKS if n not in ("search_r1_grpo_v0_3", *LORA)], "algo.learning_rate", 1e-6, "the scripts: actor.optim.lr"),
     (["search_r1_grpo_v0_3"], "algo.learning_rate", 5e-7, "v0.3 GRPO: actor.optim.lr"),
     ([n for n in SEARCH_R1 if "v0_1" not in n], "algo.warmup_ratio", 0.285, "v0.2, v0.3: actor.optim.lr_warmup_steps_ratio"),
     (["zerosearch_ppo"], "algo.warmup_ratio", 0.285, "train_ppo.sh"),
@@ -132,7 +139,17 @@ CONSTANTS: list[tuple[list[str], str, Any, str]] = [
     ([n for n in VERL_FORKS if not n.endswith("_code")], "algo.kl_coef", 0.001, "the scripts: kl_loss_coef, kl_coef"),
     (VERL_FORKS, "algo.mask_environment", True, "the scripts: actor.state_masking"),
     (VERL_FORKS, "algo.update_epochs", 1, YAML),
+    (VERL_FORKS, "algo.token_weighting", "token-mean", "the yaml's worker: masked_mean"),
+    (SEARCH_R1, "evaluation.questions", 1000, "ours"),
+    (LORA, "start", "Qwen/Qwen2.5-3B", "ours"),
+    (LORA, "dtype", "bfloat16", "ours"),
+    (LORA, "parallel", "auto", "ours"),
+    (LORA, "lora", {"rank": 32, "alpha": 64, "target_modules": "all-linear"}, "ours"),
+    (LORA, "algo.questions_per_step", 512 // 8, "ours: an eighth"),
+    (LORA, "algo.learning_rate", 1e-5, "ours"),
+    (LORA, "algo.checkpoint_every", 25, "ours"),
     (PPO, "algo.name", "ppo", "train_ppo.sh: algorithm.adv_estimator=gae"),
+    (PPO, "algo.critic", "separate", "train_ppo.sh: critic.model.path"),
     (PPO, "algo.gamma", 1, YAML),
     (PPO, "algo.lam", 1, YAML),
     (PPO, "algo.whiten", True, "core_algos.py: masked_whiten of GAE"),
@@ -153,6 +170,10 @@ CONSTANTS: list[tuple[list[str], str, Any, str]] = [
     # ZeroSearch
     (ZEROSEARCH_REINFORCE, "algo.name", "reinforce", "train_reinforce.sh: algorithm.adv_estimator"),
     (["zerosearch_reinforce_plus_plus"], "algo.name", "reinforce_plus_plus", "paper v1"),
+    (["zerosearch_reinforce_plus_plus"], "algo.warmup_ratio", 0.95, "train_grpo.sh, train_reinforce.sh"),
+    (["zerosearch_reinforce_plus_plus"], "algo.kl_in", "reward", "arXiv 2501.03262"),
+    (["zerosearch_reinforce_plus_plus"], "algo.kl_estimator", "k1", "arXiv 2501.03262"),
+    (["zerosearch_reinforce_plus_plus"], "algo.kl_clamp", None, "arXiv 2501.03262"),
     (ZEROSEARCH_REINFORCE, "algo.gamma", 1, YAML),
     (ZEROSEARCH, "env.dialect", "zerosearch", "llm_agent/generation.py"),
     (ZEROSEARCH, "env.questions", "zerosearch", "README: ZeroSearch_dataset"),
@@ -182,16 +203,23 @@ CONSTANTS: list[tuple[list[str], str, Any, str]] = [
     (ZEROSEARCH, "algo.checkpoint_every", 50, "the scripts: trainer.save_freq"),
     ([n for n in ZEROSEARCH if n.endswith("_code")], "algo.kl_coef", -0.001, "the sign at 2d4cdca, issue 10"),
     (ZEROSEARCH, "evaluation.questions", 6 * 500 + 125, "paper: 500 of each set, 125 of Bamboogle"),
+    (ZEROSEARCH, "evaluation.split", "test", "the scripts: data.val_files"),
+    (ZEROSEARCH, "evaluation.env.retriever.name", "http", "search_engine wiki"),
     (ZEROSEARCH, "evaluation.env.retriever.url", "http://127.0.0.1:6002", "the wiki server's port"),
     (ZEROSEARCH, "evaluation.env.retriever.format", "zerosearch", "POST /retrieve {query, top_k}"),
     # R1-Searcher
     (R1_SEARCHER, "env.dialect", "r1-searcher", "the fork's prompts"),
-    (R1_SEARCHER, "env.prompt", "published", "the fork's prompts"),
+    (QWEN, "env.prompt", "published", "the fork's prompt for base models"),
+    (LLAMA, "env.prompt", "chat", "the fork's prompt for instruct models"),
+    (R1_SEARCHER, "env.split", "all", "the files have no splits"),
+    (R1_SEARCHER, "env.retriever.name", "http", "README: train/wiki_corpus_load.py"),
     (R1_SEARCHER, "env.retriever.format", "r1-searcher", "POST /queries"),
     (R1_SEARCHER, "env.retriever.url", "http://127.0.0.1:5004", "README: train/wiki_corpus_load.py hotpotqa 5004"),
     (R1_SEARCHER, "env.top_k", 3, ROLLOUT),
     (R1_SEARCHER, "env.max_turns", 8 + 1, "8 retrievals at most, and the last segment"),
     (R1_SEARCHER, "env.max_segment_tokens", 512, ROLLOUT),
+    (R1_SEARCHER, "env.max_observation_tokens", 1024, "ours"),
+    (R1_SEARCHER, "env.max_context_tokens", 1024 + 9 * 512 + 8 * 1024, "ours: --prompt_max_len 1024, and all that an episode can hold"),
     (R1_SEARCHER, "algo.temperature", 1, "the scripts: TEMP"),
     (R1_SEARCHER, "algo.top_p", 0.95, ROLLOUT),
     (R1_SEARCHER, "algo.group_size", 16, "the scripts: N_SAMPLES"),
@@ -209,15 +237,34 @@ CONSTANTS: list[tuple[list[str], str, Any, str]] = [
     (R1_SEARCHER, "algo.reward_clip", 10, OPENRLHF),
     (R1_SEARCHER, "algo.kl_in", "reward", OPENRLHF),
     (R1_SEARCHER, "algo.kl_estimator", "k1", OPENRLHF),
+    (R1_SEARCHER, "algo.kl_clamp", None, OPENRLHF),
+    (R1_SEARCHER, "algo.entropy_coef", 0, "no entropy bonus"),
+    (R1_SEARCHER, "algo.top_k", 0, "the RAG generator: all tokens"),
+    (R1_SEARCHER, "algo.checkpoint_every", 20, "the scripts: --save_steps"),
     (R1_SEARCHER, "algo.mask_environment", True, "the document mask"),
     (R1_SEARCHER, "evaluation.questions", 500, "paper: 500 of each dev set"),
+    (R1_SEARCHER, "evaluation.split", "all", "the file has no splits"),
+    (R1_SEARCHER, "evaluation.env.questions", "data/eval_set/hotpotqa_500.jsonl", "README"),
     (R1_SEARCHER, "evaluation.env.top_k", 5, "evaluation/eval_search_loacl.py"),
     (QWEN, "algo.name", "reinforce_plus_plus", "the script: --advantage_estimator reinforce_baseline"),
     (QWEN + LLAMA_STAGE_2, "algo.baseline", "group", "reinforce_baseline"),
     (QWEN + LLAMA_STAGE_2, "algo.gamma", 1, OPENRLHF),
     (QWEN, "algo.questions_per_step", 64, "the script: RBS"),
     (QWEN, "algo.kl_coef", 0, "the script: KL"),
-    (QWEN, "algo.schedule_steps", 10_000 * (8148 // 64), "the script: EPISODE, over 8,148 questions"),
+    (PAPER_STAGE_2 + ["r1_searcher_qwen"], "algo.schedule_steps", 10_000 * (8148 // 64), "the script: EPISODE, over 8,148 questions"),
+    (["r1_searcher_paper_stage1"], "algo.schedule_steps", 10_000 * (350 // 64), "the script: EPISODE, over 350 questions"),
+    (["r1_searcher_paper"], "stages.0.algo.schedule_steps", 10_000 * (350 // 64), "the script: EPISODE, over 350 questions"),
+    (PAPER_STAGE_2 + ["r1_searcher_qwen"], "algo.steps", 8148 // 64, "ours: once through 8,148 questions"),
+    (LLAMA_STAGE_2, "algo.steps", 8148 // 65, "ours: once through 8,148 questions"),
+    (["r1_searcher_llama_stage1"], "algo.steps", 350 // 15, "ours: once through 350 questions"),
+    (["r1_searcher_llama"], "stages.0.until", {"steps": 350 // 15}, "ours: once through 350 questions"),
+    (["r1_searcher_paper_stage1"], "algo.steps", 350 // 64, "ours: once through 350 questions"),
+    (["r1_searcher_paper"], "stages.0.until", {"steps": 350 // 64}, "ours: once through 350 questions"),
+    (["r1_searcher_paper", "r1_searcher_llama"], "stages.0.name", "stage1", "the file's name"),
+    (["r1_searcher_paper", "r1_searcher_llama"], "stages.1.name", "stage2", "the file's name"),
+    (["r1_searcher_paper_stage1"], "env.questions", "data/training_set/stage_1.jsonl", "paper: 350 questions"),
+    (["r1_searcher_paper"], "stages.0.env.questions", "data/training_set/stage_1.jsonl", "paper: 350 questions"),
+    (PAPER_STAGE_2, "env.questions", "data/training_set/stage_2.jsonl", "paper: 8,148 questions"),
     (["r1_searcher_qwen"], "env.reward", "r1_searcher_stage2_qwen", "train/reward_server_qwen_zero.py"),
     (["r1_searcher_qwen", *LLAMA_STAGE_2], "env.questions", "data/training_set/stage_2.jsonl", "the scripts: DATA_PATH"),
     (LLAMA_STAGE_2, "env.reward", "r1_searcher_stage2_llama", "stage 2's reward server: -1"),
@@ -244,11 +291,35 @@ CONSTANTS: list[tuple[list[str], str, Any, str]] = [
     (["search_r1_ppo", "search_r1_ppo_paper", "search_r1_grpo", "search_r1_grpo_paper"], "start", "Qwen/Qwen2.5-7B", "v0.2: BASE_MODEL"),
     (["search_r1_ppo_v0_3", "search_r1_grpo_v0_3"], "start", "Qwen/Qwen2.5-3B", "v0.3: BASE_MODEL"),
     (["search_r1_ppo_v0_1", "search_r1_grpo_v0_1"], "start", "meta-llama/Llama-3.2-3B", "v0.1: BASE_MODEL"),
-    (["zerosearch_reinforce", "zerosearch_paper_llama_3b"], "start", "meta-llama/Llama-3.2-3B", "README: MODEL_PATH"),
+    ([n for n in ZEROSEARCH if "_qwen_" not in n], "start", "meta-llama/Llama-3.2-3B", "README: MODEL_PATH"),
     (["zerosearch_paper_qwen_7b", *QWEN], "start", "Qwen/Qwen2.5-7B", "papers"),
     (["zerosearch_paper_qwen_3b"], "start", "Qwen/Qwen2.5-3B", "paper"),
-    ([n for n in R1_SEARCHER if "llama" in n], "start", "meta-llama/Llama-3.1-8B-Instruct", "TOKENIZER_PATH"),
+    (LLAMA, "start", "meta-llama/Llama-3.1-8B-Instruct", "TOKENIZER_PATH"),
 ]
+
+
+def flat(values: Any, key: str = "") -> Iterator[str]:
+    """The keys of all leaves; a list's places are numbers."""
+    rows = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    if not isinstance(values, dict | list):
+        yield key
+    for name, value in rows:
+        yield from flat(value, f"{key}.{name}" if key else str(name))
+
+
+def keys_set_in(path: Path) -> set[str]:
+    """Every key that a recipe's file sets, or another of the published ones that it is made of."""
+    read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    keys = set()
+    for default in read.pop("defaults", []):
+        if isinstance(default, str) and default.startswith("/recipe/published/"):
+            keys |= keys_set_in(FOLDER / f"{default.removeprefix('/recipe/published/')}.yaml")
+        elif isinstance(default, dict):
+            keys |= {{"override /algo": "algo.name", "override /llm": "start", "override /env": "env.questions"}[group] for group in default}
+    keys |= set(flat(read))
+    return {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}  # a mapping's parts stand for it
+
+
 ROWS = [(recipe, key, value, source) for recipes, key, value, source in CONSTANTS for recipe in recipes]
 
 
@@ -263,19 +334,27 @@ def test_no_constant_is_asserted_twice_and_every_recipe_has_some() -> None:
     assert {recipe for recipe, _ in named} == set(RECIPES)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_key_that_a_recipe_sets_is_among_the_constants(recipe: str) -> None:
+    asserted = {key for name, key, _, _ in ROWS if name == recipe}
+    whole = tuple(f"{key}." for key in asserted)  # mappings that are asserted as one
+    assert sorted(key for key in keys_set_in(FOLDER / f"{recipe}.yaml") - asserted if not key.startswith(whole)) == []
+
+
 def test_the_sizes_of_the_published_data() -> None:
-    train = DATASETS["nq"].sizes["train"] + DATASETS["hotpotqa"].sizes["train"]
-    assert train == 169_615
+    train = {("nq", "train"): 79_168, ("hotpotqa", "train"): 90_447}
     test = {
-        "nq": "test",
-        "triviaqa": "test",
-        "popqa": "test",
-        "hotpotqa": "dev",
-        "2wikimultihopqa": "dev",
-        "musique": "dev",
-        "bamboogle": "test",
+        ("nq", "test"): 3610,
+        ("triviaqa", "test"): 11_313,
+        ("popqa", "test"): 14_267,
+        ("hotpotqa", "dev"): 7405,
+        ("2wikimultihopqa", "dev"): 12_576,
+        ("musique", "dev"): 2417,
+        ("bamboogle", "test"): 125,
     }
-    assert sum(DATASETS[name].sizes[split] for name, split in test.items()) == 51_713
+    for name, split in (*train, *test):
+        assert DATASETS[name].sizes[split] == (train | test)[name, split]
+    assert COLLECTION_ROWS["nq_hotpotqa_train"] == {"train": sum(train.values()), "test": sum(test.values())} == {"train": 169_615, "test": 51_713}
     assert {name: COLLECTIONS[name].repo for name in QUESTION_COLLECTIONS} == {
         "nq_hotpotqa_train": "PeterJinGo/nq_hotpotqa_train",
         "zerosearch": "sunhaonlp/ZeroSearch_dataset",
@@ -300,7 +379,7 @@ def test_a_recipe_makes_its_environment(recipe: str) -> None:
         arguments = {**env_arguments(stage.env), "questions": QUESTIONS, "split": "all", "tokenizer": "byte"}
         rules = build_rules("custom", **arguments)
         env = stage.env
-        assert (rules.dialect.name, rules.prompt) == (env.dialect, "published")
+        assert (rules.dialect.name, rules.prompt) == (env.dialect, env.prompt)
         assert (rules.top_k, rules.max_turns) == (env.top_k, env.max_turns)
         budgets = (rules.max_segment_tokens, rules.max_observation_tokens, rules.max_context_tokens)
         assert budgets == (env.max_segment_tokens, env.max_observation_tokens, env.max_context_tokens)

@@ -164,7 +164,8 @@ def _refuse(settings: TrainSettings, name: str, config: Any) -> None:
         (
             settings.stages is not None,
             "stages",
-            "one run has one stage. Make a recipe of each stage, the second with start=<checkpoint of the first>",
+            "one run has one stage. Make a recipe of each stage, as recipe=published/r1_searcher_paper_stage1 and _stage2 (or r1_searcher_llama_...) are "
+            "of R1-Searcher's, the second with start=<checkpoint of the first>",
         ),
         (constant, f"start={settings.start}", "verl loads a published model. Give llm=..., start=<hub name> or start=<folder of a model>"),
         (not config.mask_environment, "algo.mask_environment=false", "its agent loops learn from sampled tokens only"),

@@ -11,6 +11,10 @@ from typing import IO, Any, TypeGuard, cast
 from searchqa_envs.errors import DataError, DataNotFoundError, MalformedRowError
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_PUBLISHED_FOLDERS = dict.fromkeys(
+    ("data/training_set", "data/eval_set"),
+    " R1-Searcher's files of that name come with a checkout of github.com/RUCAIBox/R1-Searcher; run in it.",
+)
 _PARQUET_MAGIC = b"PAR1"
 _SHOWN = 80  # characters of a value that an error message shows
 
@@ -136,7 +140,8 @@ def read_rows(source: Path | Iterable[Mapping[str, Any]]) -> Iterator[Row]:
             yield Row(place, values)
         return
     if not source.is_file():
-        raise DataNotFoundError(f"no such file: {source}. Give the path of a .jsonl, .jsonl.gz, .json or .parquet file.")
+        known = next((hint for folder, hint in _PUBLISHED_FOLDERS.items() if source.parent.as_posix().endswith(folder)), "")
+        raise DataNotFoundError(f"no such file: {source}.{known} Give the path of a .jsonl, .jsonl.gz, .json or .parquet file.")
     with source.open("rb") as file:
         head = file.read(4)
     if head == _PARQUET_MAGIC:

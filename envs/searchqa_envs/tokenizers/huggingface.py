@@ -161,11 +161,13 @@ class HuggingFaceTokenizer:
             return list(self._growth(ids))
         return look_up(self._pieces, ids, self.vocab_size)
 
-    def chat_prompt(self, text: str) -> str | None:
-        """The text as a user's message in the model's chat template, up to where the model speaks; None if it has no template."""
+    def chat_prompt(self, text: str, system: str | None = None) -> str | None:
+        """The text as a user's message in the model's chat template, behind a system message if given, up to where the model speaks; None without a template."""
         if getattr(self._source, "chat_template", None) is None:
             return None
-        return str(self._source.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True))
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        messages.append({"role": "user", "content": text})
+        return str(self._source.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tokenizer into a folder. ``HuggingFaceTokenizer(path)`` is the same again: name, padding, end of sequence."""
