@@ -25,7 +25,7 @@ from searchqa_agents.alarms import AlarmConfig, Alarms
 from searchqa_agents.algorithm import AlgorithmConfig
 from searchqa_agents.collected import fitting
 from searchqa_agents.demonstrations import Batches, fresh_demonstrations
-from searchqa_agents.evaluate import evaluate
+from searchqa_agents.evaluate import TOLD_THE_ANSWER, evaluate
 from searchqa_agents.loading import (
     RANDOM,
     check_script,
@@ -606,6 +606,9 @@ def measured(
             changed: dict[str, Any] = {} if hops is None else {"hops": hops}
             venv = make_measured_venv(settings, settings.num_envs, **changed, **({"retriever": "none"} if mode == "off" else {}))
             source = venv.unwrapped.source
+            told = {"told_the_answer": True} if venv.unwrapped.rules.needs_gold else {}
+            if told and done == 0 and parallel.main:
+                logger.warning("%s: %s", title, TOLD_THE_ANSWER)
             questions = draw_questions(source, min(evaluation.questions, len(source)), seed=evaluation.seed)
             found = evaluate(
                 venv,
@@ -613,7 +616,7 @@ def measured(
                 questions,
                 temperature=temperature,
                 seed=evaluation.seed,
-                stamp={**stamp, **venv.unwrapped.stamp()},
+                stamp={**stamp, **venv.unwrapped.stamp(), **told},
                 play=partial(shared_rollout, parallel),
             )
             searched = added_counters(searched, venv.unwrapped.search_counters().sums)
