@@ -27,7 +27,7 @@ class AlarmConfig:
     fewest_searches: float = 0.05
     """searches per episode below this"""
     search_budget_share: float = 0.95
-    """searches per episode above this share of the turns that an episode has"""
+    """searches per episode above this share of the most that an episode can have: one fewer than its turns, as the last can only answer"""
     reward_spread: float = 0.02
     """standard deviation of the rewards, or the share of episodes with an advantage, below this while exact match is below top_reward"""
     top_reward: float = 0.9
@@ -60,22 +60,22 @@ class Alarms:
     ----------
     config
         Thresholds.
-    max_searches
+    max_turns
         Turns of an episode.
     """
 
-    def __init__(self, config: AlarmConfig, max_searches: int) -> None:
+    def __init__(self, config: AlarmConfig, max_turns: int) -> None:
         self.config = config
-        self.max_searches = max_searches
+        self.max_turns = max_turns
         self.raised: list[Alarm] = []
         self._raised_before = 0
         self._recent: dict[str, deque[float]] = {name: deque(maxlen=config.window) for name in _WATCHED}
         self._start: dict[str, float] = {}
         self._steps: deque[int] = deque(maxlen=config.window)
 
-    def begin(self, max_searches: int) -> None:
+    def begin(self, max_turns: int) -> None:
         """Begin a stage, whose rewards and searches are not to be compared with those before."""
-        self.max_searches = max_searches
+        self.max_turns = max_turns
         self._raised_before = len(self.raised)
         self._start.clear()
         self._steps.clear()
@@ -121,9 +121,10 @@ class Alarms:
                 f"{searches:.3g} searches per episode, from {self._start['searches']:.3g}: the policy answers from memory. Check that searching "
                 "can pay (the reward, the retriever), or start from demonstrations that search."
             )
-        if searches is not None and config.search_budget_share and searches > config.search_budget_share * self.max_searches:
+        budget = self.max_turns - 1  # a query in the last turn is not searched for
+        if searches is not None and config.search_budget_share and budget and searches > config.search_budget_share * budget:
             found["all searches"] = (
-                f"{searches:.3g} searches in episodes of {self.max_searches} turns: the policy searches until its budget is spent instead of "
+                f"{searches:.3g} searches in episodes of {self.max_turns} turns: the policy searches until its budget is spent instead of "
                 "answering. Look at the trajectories in report.html, or let the environment announce the last turn (env.forced_answer=true)."
             )
         em, spread, trained = self._mean("em"), self._mean("reward_std"), self._mean("trained_share")

@@ -29,6 +29,7 @@ from searchqa_agents.batch import Batch
 from searchqa_agents.language_model import Sampling
 from searchqa_agents.losses import KLEstimator, TokenWeighting, clipped_policy_loss, entropy_bonus, kl_estimate, kl_penalised_rewards
 from searchqa_agents.policy import TokenStats
+from searchqa_agents.ranges import check_ranges
 from searchqa_envs.errors import ConfigurationError
 
 
@@ -195,27 +196,17 @@ def get_algorithm(name: str) -> Algorithm[Any]:
 
 
 def check_settings(algorithm: Algorithm[Any], config: AlgorithmConfig) -> None:
-    """Raise ``ConfigurationError`` for settings of another algorithm, or that contradict each other."""
+    """Raise ``ConfigurationError`` for settings of another algorithm, out of range (:mod:`searchqa_agents.ranges`), or that contradict each other."""
     if not isinstance(config, algorithm.config):
         raise ConfigurationError(f"{algorithm.name} needs settings of type {algorithm.config.__name__}; got {type(config).__name__}.")
-    for name in ("steps", "questions_per_step", "group_size", "dynamic_sampling", "update_epochs", "num_minibatches", "max_tokens"):
-        if getattr(config, name) < 1:
-            raise ConfigurationError(f"{name} must be at least 1; got {getattr(config, name)}.")
+    check_ranges(config)
     Sampling(1, (), config.temperature, config.top_p, config.top_k)  # raises here, not after a warm start
     if config.dynamic_sampling > 1 and config.group_size == 1:
         raise ConfigurationError("dynamic_sampling compares the rewards of a group: group_size must be at least 2; got 1.")
-    for name in ("warmup_ratio", "critic_warmup_ratio"):
-        ratio = getattr(config, name)
-        if ratio is not None and not 0 <= ratio <= 1:
-            raise ConfigurationError(f"{name} must be between 0 and 1, a share of all steps; got {ratio}.")
     if config.warmup_ratio is not None and config.warmup_steps:
         raise ConfigurationError(
             f"The warm-up is given by warmup_steps or by warmup_ratio, not by both; got {config.warmup_steps} and {config.warmup_ratio}."
         )
-    if config.schedule_steps is not None and config.schedule_steps < 1:
-        raise ConfigurationError(f"schedule_steps must be at least 1; got {config.schedule_steps}.")
-    if config.reward_clip is not None and not config.reward_clip > 0:
-        raise ConfigurationError(f"reward_clip must be above 0; got {config.reward_clip}.")
     if not config.mask_environment and getattr(config, "credit", None) == "turn":
         raise ConfigurationError("With credit=turn only the policy's own tokens have a turn: mask_environment must be true; got false.")
     if (config.token_weighting == "constant-length") != (config.constant_length is not None):

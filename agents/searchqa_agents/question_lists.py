@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from searchqa_envs.questions import QuestionSource
 
 def read_question_ids(file: str | os.PathLike[str]) -> list[str]:
     """The ``id`` of each row of a jsonl or jsonl.gz file, in its order. Raises ``ConfigurationError`` for no file, no rows, no id, or one twice."""
+    if not isinstance(file, (str, os.PathLike)):
+        raise ConfigurationError(f"questions must be the path of a jsonl file, or null; got {file!r}.")
     path = Path(file).expanduser()
     opened = gzip.open if path.suffix == ".gz" else open
     ids: dict[str, int] = {}
@@ -37,7 +40,9 @@ def read_question_ids(file: str | os.PathLike[str]) -> list[str]:
                         f"{path}, line {number}: the question {name!r} is in line {ids[name]} already; remove one of them."
                     )
                 ids[name] = number
-    except (OSError, ValueError) as error:
+    except ConfigurationError:  # a ValueError too: what is said above
+        raise
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # also those of a packed file that is cut off or damaged
         raise ConfigurationError(
             f"The list of questions {path} cannot be read: {error}. It needs a JSON object with 'id' in each line."
         ) from error

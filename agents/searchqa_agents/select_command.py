@@ -86,7 +86,7 @@ def run(config: DictConfig, path: Path) -> None:
     console = Console()
     rule = _checked(settings)
     if settings.dry_run:
-        check_config(Path(settings.run_dir), config)
+        check_config(Path(settings.run_dir), config, free=("questions",))
         _check_begun(Path(settings.run_dir), config)
         missing = _check_start(settings)
         console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
@@ -141,7 +141,7 @@ def select_run(settings: SelectSettings, rule: DifficultyRule, config: DictConfi
 
     with RunFolder(path, command="data select") as folder:
         _check_begun(folder.path, config)
-        write_config(folder, config)
+        write_config(folder, config, free=("questions",))
         venv = _make_venv(settings)
         base: Any = venv.unwrapped
         stamp = run_stamp(base.stamp(), seed=settings.seed, threads=settings.threads)
@@ -155,6 +155,7 @@ def select_run(settings: SelectSettings, rule: DifficultyRule, config: DictConfi
         quotas = parse_keep(settings.keep)
         check_sets(quotas, base.source, range(total))
         counts = Counts(rule, earlier)
+        counts.forget_lost()
         if not all(counts.finished(base.source[index].id) for index in range(total)):
             _play(settings, folder, venv, total, counts)
         folder.log_searches("select", 0, base.search_counters().sums)

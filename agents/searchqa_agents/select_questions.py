@@ -5,6 +5,7 @@ The rule is that of R1-Searcher (arXiv 2503.05592, section 3.1): a question is e
 
 from __future__ import annotations
 
+import difflib
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class DifficultyRule:
                 f"got {self.attempts}."
             )
 
+        check_metric(self.metric)
+
     def is_right(self, trajectory: Trajectory) -> bool:
         """Whether an episode, which has not lost its search back end, is right. Raises ``ConfigurationError`` for an unknown metric."""
         return measure(trajectory, self.metric) >= self.right_at
@@ -63,6 +66,18 @@ class DifficultyRule:
         if count.right:
             return DIFFICULTIES[(count.attempts >= self.medium_from) + (count.attempts >= self.hard_from)]
         return "hard" if count.attempts >= self.attempts else UNKNOWN
+
+
+METRICS = ("em", "f1", "cover_em", "sub_em", "searches", "invalid_turns", "title_recall_all", "title_recall_any", "title_recall_mean")
+"""Those of :func:`searchqa_envs.metrics.episode_metrics`; the last three only where the set knows supporting titles."""
+
+
+def check_metric(metric: str) -> None:
+    """Raise ``ConfigurationError`` for a metric that no episode has; nothing has been played for it yet."""
+    known = (*METRICS, "reward")
+    if metric not in known:
+        close = difflib.get_close_matches(str(metric), known, n=1)
+        raise ConfigurationError(f"metric must be one of {list(known)}; got {metric!r}.{f' Did you mean {close[0]}?' if close else ''}")
 
 
 def measure(trajectory: Trajectory, metric: str) -> float:
@@ -100,6 +115,10 @@ class Counts:
                 self.by_id[question_id] = before._replace(lost=before.lost + 1)
             else:
                 self.by_id[question_id] = Count(before.attempts + 1, outcome == RIGHT)
+
+    def forget_lost(self) -> None:
+        """Give questions that lost their search back end as many attempts as at first: it may be there again."""
+        self.by_id = {question_id: count._replace(lost=0) for question_id, count in self.by_id.items()}
 
     def __getitem__(self, question_id: str) -> Count:
         return self.by_id.get(question_id, Count())
@@ -221,6 +240,8 @@ def parse_keep(keep: Any) -> list[Quota]:
     if not isinstance(keep, Mapping) or not keep:
         raise _bad_keep(keep)
     nested = [isinstance(value, Mapping) for value in keep.values()]
+    if any(isinstance(value, Mapping) and not value for value in keep.values()):
+        raise _bad_keep(keep)
     if not any(nested):
         return _quotas(None, keep)
     if not all(nested):

@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed: a misspelt key of ``eval`` is fou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -67,6 +68,12 @@ def env_arguments(env: EnvSettings, **changed: Any) -> dict[str, Any]:
         raise ConfigurationError(
             f"env.reward_weights must be a mapping from the reward's terms to numbers, such as {{em: 2}}; got {weights!r}."
         )
+    retriever = values.get("retriever")
+    if isinstance(retriever, Mapping) and retriever.get("name") is None:
+        raise ConfigurationError(
+            f"env.retriever (or that of evaluation.env or of a stage) has options but no name; got {dict(retriever)!r}. Say which retriever they are of, "
+            "such as env.retriever.name=http, or all in one: env.retriever={name: http, url: ...}."
+        )
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -104,20 +111,24 @@ REPLACED = tuple(key for key in MAPPINGS if key != "evaluation.env") + tuple(
     key.replace("env.", "evaluation.env.", 1) for key in MAPPINGS if key.startswith("env.")
 )
 """Those of which a whole mapping on a line takes the place of a recipe's, where Hydra would merge the two."""
+_REPLACED_IN_STAGE = re.compile(r"stages\.\d+\.(until|algo|env(\.(retriever|reward|reward_weights|search_controls))?)=\{")
+"""The same of one stage."""
 
 
 def with_parts(line: Sequence[str]) -> list[str]:
     """The words of a line as Hydra must see them.
 
     ``env.reward_weights.em=2`` becomes ``++env.reward_weights.em=2``, so that Hydra takes a name that it does not know. Before a whole mapping, such as
-    ``env.retriever={name: bm25}``, the key is set to null.
+    ``env.retriever={name: bm25}`` or ``stages.0.until={steps: 5}``, the key is set to null.
     """
     # evaluation.env is a mapping to begin with; what the others replace is null or a name
     beginnings = (*(f"{key}." for key in MAPPINGS), "evaluation.env=")
     words = []
     for word in line:
         given = f"++{word}" if word.startswith(beginnings) else word
-        if word.lstrip("+").startswith(tuple(f"{key}={{" for key in REPLACED)) and not _is_swept(given):
+        bare = word.lstrip("+")
+        replaces = bare.startswith(tuple(f"{key}={{" for key in REPLACED)) or _REPLACED_IN_STAGE.match(bare)
+        if replaces and not _is_swept(given):
             words.append(f"{given.partition('=')[0]}=null")
         words.append(given)
     return words

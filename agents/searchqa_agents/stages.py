@@ -15,15 +15,18 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from searchqa_agents.algorithm import ALGORITHMS, AlgorithmConfig, check_settings, get_algorithm
+from searchqa_agents.loading import make_venv, missing_data
 from searchqa_agents.question_lists import read_question_ids
 from searchqa_agents.rollout import episode_seed
-from searchqa_agents.settings import EnvSettings, TrainSettings, built, changed_arguments, structured
+from searchqa_agents.settings import EnvSettings, TrainSettings, WorldSettings, built, changed_arguments, structured
 from searchqa_agents.supervised import SupervisedConfig
 from searchqa_envs.errors import ConfigurationError
 
 SUPERVISED = "sft"
 """the name of supervised fine-tuning among the algorithms"""
 KEYS = ("name", "env", "algo", "questions", "until")
+_SIZES: dict[str, int] = {}
+"""Numbers of questions that were counted, by the environment's settings: a run asks several times."""
 RULES = ({"steps"}, {"epochs"}, {"search_rate", "over"})
 
 
@@ -166,7 +169,7 @@ def _algorithm(key: str, changes: Any, settings: TrainSettings, number: int) -> 
 def _until(key: str, rule: Any, stage: Stage) -> Stage:
     """The stage with its end."""
     ways = "{steps: N}, {epochs: X}, or {search_rate: R, over: N}"
-    if rule is None and stage.last:
+    if rule is None and (stage.last or getattr(stage.config, "epochs", None) is not None):
         return stage
     if not isinstance(rule, Mapping) or set(rule) not in RULES:
         raise ConfigurationError(f"{key} says when a stage that others follow ends: {ways}; got {rule!r}.")
@@ -183,15 +186,37 @@ def _until(key: str, rule: Any, stage: Stage) -> Stage:
             )
         return replace(stage, config=replace(stage.config, steps=rule["steps"]))
     if "epochs" in rule:
-        if not stage.ids:
+        if stage.algorithm == SUPERVISED:
             raise ConfigurationError(
-                f"{key}.epochs counts how often a list of questions is gone through: give questions=FILE, for the stage or the run."
+                f"{key}.epochs counts how often questions are gone through; supervised fine-tuning has demonstrations: give algo.epochs, and no until."
             )
-        steps = math.ceil(rule["epochs"] * len(stage.ids) / stage.config.questions_per_step)
+        steps = math.ceil(rule["epochs"] * (len(stage.ids) or _size(key, stage.env)) / stage.config.questions_per_step)
         return replace(stage, config=replace(stage.config, steps=steps))
     if stage.algorithm == SUPERVISED:
         raise ConfigurationError(f"{key}.search_rate needs an algorithm that plays episodes; supervised fine-tuning has demonstrations.")
     return replace(stage, search_rate=float(rule["search_rate"]), over=rule["over"])
+
+
+def _size(key: str, env: EnvSettings) -> int:
+    """How many questions a set has that is gone through in epochs."""
+    way = "give questions=FILE, for the stage or the run"
+    if isinstance(env, WorldSettings):
+        raise ConfigurationError(
+            f"{key}.epochs counts how often a list of questions is gone through, and those of generated worlds are drawn: {way}."
+        )
+    missing = missing_data(env)
+    if missing is not None:
+        raise ConfigurationError(
+            f"{key}.epochs needs to know how many questions {missing} has, which is not on this machine. Fetch it with "
+            f"`searchqa data download {missing}`, {way}, or say until={{steps: N}}."
+        )
+    budgets: dict[str, Any] = {"max_context_tokens": None, "max_segment_tokens": None, "max_observation_tokens": None}  # of another tokenizer
+    counted = replace(env, retriever="none", search_controls=None, tokenizer="byte", **budgets)
+    if repr(counted) not in _SIZES:
+        venv = make_venv(counted, 1)
+        _SIZES[repr(counted)] = len(venv.unwrapped.source)
+        venv.close()
+    return _SIZES[repr(counted)]
 
 
 class SearchRate:

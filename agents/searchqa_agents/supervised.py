@@ -17,6 +17,8 @@ from searchqa_agents.demonstrations import fresh_demonstrations, recorded_demons
 from searchqa_agents.lost_back_end import LostRollouts, watched
 from searchqa_agents.optimisation import OnCheckpoint, OnStep
 from searchqa_agents.policy import Policy
+from searchqa_agents.ranges import check_ranges
+from searchqa_agents.select_questions import check_metric
 from searchqa_agents.sft import SFTConfig, train_sft
 from searchqa_envs.errors import ConfigurationError
 
@@ -79,6 +81,8 @@ class SupervisedConfig:
     """determines demonstrations and their order"""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
+        check_metric(self.metric)
         if self.trajectories is None:
             if self.epochs is not None:
                 raise ConfigurationError(f"epochs are passes over given trajectories; got epochs={self.epochs:g} without trajectories.")
@@ -86,8 +90,6 @@ class SupervisedConfig:
             raise ConfigurationError(f"max_per_question must be at least 1 or null; got {self.max_per_question}.")
         elif self.epochs is None:
             trajectory_files(self.trajectories)
-        elif self.epochs <= 0:
-            raise ConfigurationError(f"epochs must be above 0; got {self.epochs:g}.")
         else:
             self.steps = self.collected().steps(self.epochs, self.batch_size)
 

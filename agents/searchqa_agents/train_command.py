@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from searchqa_agents.parallel import Parallel
+    from searchqa_agents.stages import Stage
 
 
 def main(line: Sequence[str]) -> int:
@@ -81,11 +82,20 @@ def plan_run(settings: TrainSettings, config: DictConfig, label: str, console: C
         raise ConfigurationError(" ".join(plan.errors))
     first = f"download {plan.missing}, then run " if plan.missing is not None else "run "
     warm_start = "induction warm-up, fine-tuning, " if settings.start == "nothing" else f"from {settings.start}: "
-    own = [(stage, _title(label if settings.stages is None else stage.algorithm)) for stage in stages_of(settings)]
     steps = ", ".join(
-        f"{stage.config.steps} steps of {title}{f' ({stage.name})' if stage.name else ''}, evaluation" for stage, title in own
+        f"{'at most ' if stage.search_rate is not None else ''}{stage.config.steps} steps of {_variant(stage, settings, label)}"
+        f"{f' ({stage.name})' if stage.name else ''}, evaluation"
+        for stage in stages_of(settings)
     )
     console.print(f"Would {first}{warm_start}evaluation, {steps}, and write {settings.run_dir}.", markup=False, soft_wrap=True)
+
+
+def _variant(stage: Stage, settings: TrainSettings, label: str) -> str:
+    """What a stage's algorithm is called: as on the line where it is the run's own, else its name and what baseline it has."""
+    baseline = getattr(stage.config, "baseline", "none")
+    if stage.algorithm == settings.algo.name and baseline == getattr(settings.algo, "baseline", "none"):
+        return _title(label)
+    return _title(stage.algorithm) + (f" (baseline: {baseline})" if baseline != "none" else "")
 
 
 def _title(label: str) -> str:
@@ -118,7 +128,7 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, c
         if settings.evaluation.env:
             stamp["measured_with"] = dict(settings.evaluation.env)
         stamp["algorithm"] = label
-        stamp |= stages_stamp(settings, stamp)
+        stamp |= stages_stamp(settings, stamp, venv)
         folder.write_stamp(stamp)
         write_config(folder, config)  # only now: what the folder holds stays as it is where its search engine is not this one
         folder.write_tokenizer(venv.unwrapped.tokenizer)

@@ -92,7 +92,7 @@ def train(
         answers again there is no checkpoint, except at the end, so that these steps are taken again by who goes on from the last one.
     questions
         Indices of the questions to train on, taken in epochs (:func:`~searchqa_agents.question_lists.epoch_questions`; further rounds of
-        ``dynamic_sampling`` draw at random from the list); None: drawn at random from all of ``venv``.
+        ``dynamic_sampling`` draw at random from the list), ``range(len(source))`` for all; None: drawn at random from all of ``venv``.
     until
         Ends the training after a step for which it is true, as if that were the last of ``config.steps``; schedules are over ``config.steps`` all
         the same. It is told nothing but metrics of the rollout, so that all processes agree.

@@ -46,9 +46,10 @@ from searchqa_agents.parallel import Parallel, shared_rollout
 from searchqa_agents.policy import Policy, Scorer
 from searchqa_agents.progress import Advance, progress
 from searchqa_agents.question_lists import ids_stamp, indices_of
+from searchqa_agents.ranges import check_ranges
 from searchqa_agents.rollout import draw_questions
 from searchqa_agents.runs import Checkpoint, RunFolder, RunFolderError, list_checkpoints
-from searchqa_agents.settings import EnvSettings, TrainSettings, WarmStartSettings, built, changed_arguments, check_at_least
+from searchqa_agents.settings import EnvSettings, TrainSettings, WarmStartSettings, built, changed_arguments, check_at_least, env_arguments
 from searchqa_agents.sft import SFTConfig, train_sft
 from searchqa_agents.stages import SUPERVISED, SearchRate, Stage, lines_of, search_rate_of, stages_of
 from searchqa_agents.supervised import train_supervised
@@ -72,19 +73,21 @@ STATE_FILE = "trainer.pt"
 
 def prepare(settings: WarmStartSettings) -> None:
     """Check what can be checked before any data is loaded, and take over the tokenizer of the checkpoint that is started from."""
-    built(WarmupConfig, settings.warmup)
-    built(SFTConfig, settings.sft)
+    check_ranges(built(WarmupConfig, settings.warmup), "warmup.")
+    check_ranges(built(SFTConfig, settings.sft), "sft.")
     check_at_least(1, num_envs=settings.num_envs)
     check_at_least(0, max_lost_rollouts=settings.max_lost_rollouts)
     if isinstance(settings, TrainSettings):
+        env_arguments(settings.env)
         for stage in stages_of(settings):
+            env_arguments(stage.env)
             if stage.algorithm == SUPERVISED and getattr(stage.config, "trajectories", None) is None:
                 check_script("algo.demonstrations", stage.config.demonstrations, settings.env, "env=world")
         built(AlarmConfig, settings.alarms)
         lora_arguments(settings)
         check_at_least(1, evaluation__questions=settings.evaluation.questions, keep_last=settings.keep_last)
         settings.evaluation.split = settings.evaluation.split or held_out_split(settings.env)
-        measured_arguments(settings)
+        env_arguments(settings.env, **measured_arguments(settings))
     start = start_of(settings)
     if start is None:
         instead = "env=world, start=<checkpoint>" if isinstance(settings, TrainSettings) else "env=world"
@@ -109,13 +112,27 @@ def make_measured_venv(settings: TrainSettings, num_envs: int, **changed: Any) -
     return make_venv(settings.env, num_envs, **{"split": settings.evaluation.split, **measured_arguments(settings), **changed})
 
 
-def listed_questions(stage: Stage, venv: Any) -> list[int] | None:
-    """The indices of a stage's list of questions; None: all. Raises ``ConfigurationError`` that names the first one that is not there."""
-    return None if stage.questions is None else indices_of(stage.ids, venv.unwrapped.source, stage.questions)
+def make_stage_venv(stage: Stage, venv: Any, num_envs: int) -> Any:
+    """The vector environment of a stage: the run's own, ``venv``, where nothing differs, and one with its search engine where only the reward does."""
+    if not stage.changed:
+        return venv
+    shared = {"retriever": venv.unwrapped.rules.retriever} if set(stage.changed) <= {"reward", "reward_weights"} else {}
+    return make_venv(stage.env, num_envs, **shared)
 
 
-def stages_stamp(settings: TrainSettings, stamp: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's stamp says of its lists of questions and its stages: of these, where they differ from the rest of the run."""
+def epoch_of(stage: Stage, venv: Any) -> Sequence[int] | None:
+    """The indices of the questions that a stage goes through in epochs: those of its list, or all of its set; None: it draws from generated worlds.
+
+    Raises ``ConfigurationError`` that names the first question of the list that is not there.
+    """
+    source = venv.unwrapped.source
+    if stage.questions is not None:
+        return indices_of(stage.ids, source, stage.questions)
+    return None if getattr(source, "num_worlds", None) is not None else range(len(source))
+
+
+def stages_stamp(settings: TrainSettings, stamp: Mapping[str, Any], venv: Any) -> dict[str, Any]:
+    """What a run's stamp says of its lists of questions and its stages: of these, where they differ from the rest of the run, in ``venv``."""
     stages = stages_of(settings)
     if settings.stages is None:
         return {} if not stages[0].ids else {"questions": ids_stamp(stages[0].ids)}
@@ -123,9 +140,9 @@ def stages_stamp(settings: TrainSettings, stamp: Mapping[str, Any]) -> dict[str,
     for stage in stages:
         own: dict[str, Any] = {}
         if stage.changed:
-            venv = make_venv(stage.env, 1)
-            own = {key: value for key, value in venv.unwrapped.stamp().items() if stamp.get(key) != value}
-            venv.close()
+            stage_venv = make_stage_venv(stage, venv, 1)
+            own = {key: value for key, value in stage_venv.unwrapped.stamp().items() if stamp.get(key) != value}
+            stage_venv.close()
         listed = {"questions": ids_stamp(stage.ids)} if stage.ids else {}
         rows.append({"name": stage.name, "algorithm": stage.algorithm, **own, **listed})
     return {"stages": rows}
@@ -141,11 +158,11 @@ def check_phases(settings: WarmStartSettings, venv: Any) -> None:
     if isinstance(settings, TrainSettings):
         make_measured_venv(settings, 1).close()
         for stage in stages_of(settings):
-            stage_venv = make_venv(stage.env, 1) if stage.changed else venv
-            listed_questions(stage, stage_venv)
+            stage_venv = make_stage_venv(stage, venv, 1)
+            epoch_of(stage, stage_venv)
             if stage.algorithm == SUPERVISED and stage.config.trajectories is not None:
                 fitting(stage.config.collected(), stage_venv)
-            if stage.changed:
+            if stage_venv is not venv:
                 stage_venv.close()
     if start_of(settings) is None:
         check_measured(demonstrations(settings, venv)(0), "a look at the demonstrations")
@@ -200,6 +217,12 @@ def lora_arguments(settings: TrainSettings) -> dict[str, Any]:
         raise ConfigurationError(
             f"lora must be a mapping with some of {list(known)}, such as {{rank: 16, alpha: 32}}; got {settings.lora!r}."
         )
+    for name, whole in (("rank", True), ("alpha", False)):
+        value = settings.lora.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not (value >= 1 if whole else value > 0):
+            raise ConfigurationError(
+                f"lora.{name} must be {'a whole number of at least 1' if whole else 'a number above 0'}; got {value!r}."
+            )
     return {str(key): value for key, value in settings.lora.items()}
 
 
@@ -267,7 +290,7 @@ class Training:
         position, lines, measures = Position.of(saved), self.folder.metrics(), {}
         self.stages = [dict(row) for row in position.ended]
         for stage in stages_of(settings):
-            venv = make_venv(stage.env, settings.num_envs) if stage.name else self.venv
+            venv = make_stage_venv(stage, self.venv, settings.num_envs)
             alarms.begin(venv.unwrapped.rules.max_turns)
             for line in lines_of(stage, lines):
                 alarms.update(line["step"], line)
@@ -318,7 +341,7 @@ class Training:
                     train_supervised(self.policy, venv, config, lost=self._count_lost(config.steps, state), **hooks)
                 else:
                     hooks |= {"on_rollout": on_rollout, "on_search": on_search, "max_lost_rollouts": settings.max_lost_rollouts}
-                    hooks |= {"questions": listed_questions(stage, venv), "until": until_of(rate)}
+                    hooks |= {"questions": epoch_of(stage, venv), "until": until_of(rate)}
                     train(self.policy, venv, stage.algorithm, config, stamp=stamp_in(stage, venv, stamp), parallel=parallel, **hooks)
         finally:
             self.venv = run_venv
@@ -531,13 +554,13 @@ def follow(settings: TrainSettings, parallel: Parallel) -> None:
     position = Position.of(saved)
     for stage in stages_of(settings):
         if position.goes_on(stage) and stage.algorithm != SUPERVISED:  # which one process does
-            own = make_venv(stage.env, settings.num_envs) if stage.name else venv
+            own = make_stage_venv(stage, venv, settings.num_envs)
             state = position.state_of(stage, saved)
             if state is None:
                 forget_value_head(policy)
             # a hook that writes nothing: all processes together make the state that the first one saves
             hooks: dict[str, Any] = {"on_checkpoint": lambda step, state: None, "max_lost_rollouts": settings.max_lost_rollouts}
-            hooks |= {"questions": listed_questions(stage, own), "until": until_of(search_rate_of(stage, lines))}
+            hooks |= {"questions": epoch_of(stage, own), "until": until_of(search_rate_of(stage, lines))}
             train(policy, own, stage.algorithm, stage.config, state=state, stamp=stamp_in(stage, own, stamp), parallel=parallel, **hooks)
         if position.number <= stage.number:
             parallel.broadcast_weights(policy.scorer)

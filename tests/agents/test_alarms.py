@@ -34,7 +34,7 @@ def fed(alarms: Alarms, *curve):
 
 
 def test_a_healthy_run_raises_nothing() -> None:
-    alarms = Alarms(AlarmConfig(), max_searches=5)
+    alarms = Alarms(AlarmConfig(), max_turns=5)
     for step, em, searches, tokens, entropy, share in HEALTHY:
         spread = (em * (1 - em)) ** 0.5
         assert alarms.update(step, metrics(em, searches, tokens, entropy, share, spread)) == []
@@ -47,13 +47,13 @@ def test_a_healthy_run_raises_nothing() -> None:
         ("length", {"sampled_tokens": 90.0}),
         ("length", {"sampled_tokens": 3.0}),
         ("no searches", {"searches": 0.0}),
-        ("all searches", {"searches": 5.0}),
+        ("all searches", {"searches": 4.0}),
         ("reward spread", {"reward_std": 0.0}),
         ("reward spread", {"trained_share": 0.0}),
     ],
 )
 def test_each_collapse_raises_its_alarm_once_and_tells_since_when(name: str, collapsed: dict[str, float]) -> None:
-    alarms = Alarms(AlarmConfig(window=3), max_searches=5)
+    alarms = Alarms(AlarmConfig(window=3), max_turns=5)
     found = fed(alarms, *[{}] * 6, *[collapsed] * 10)
     assert [alarm for alarm, _ in found] == [name]
     assert 7 <= found[0][1] <= 9  # within a window of its beginning
@@ -62,7 +62,7 @@ def test_each_collapse_raises_its_alarm_once_and_tells_since_when(name: str, col
 
 
 def test_equal_rewards_at_the_top_are_no_fault() -> None:
-    alarms = Alarms(AlarmConfig(window=2), max_searches=5)
+    alarms = Alarms(AlarmConfig(window=2), max_turns=5)
     assert fed(alarms, *[{"em": 0.99, "reward_std": 0.0, "trained_share": 0.0}] * 8) == []
 
 
@@ -116,3 +116,26 @@ def test_a_run_that_never_searches_says_so_in_the_terminal_the_metrics_and_the_s
     assert {"no searches", "reward spread"} <= {alarm["name"] for alarm in summary["alarms"]}
     steps = [checkpoint.step for checkpoint in list_checkpoints(tmp_path) if checkpoint.phase == "train"]
     assert steps == [1, 5, 6]
+
+
+def test_a_policy_that_searches_in_every_turn_raises_the_alarm() -> None:
+    """With real episodes: the query in the last turn is not searched for, so that there is one search fewer than turns."""
+    import gymnasium as gym
+
+    import searchqa_envs  # noqa: F401, registers the ids
+    from searchqa_agents.rollout import rollout
+    from searchqa_agents.scripted import ScriptedAgent
+    from searchqa_agents.trainer import rollout_metrics
+
+    def always_searching(task):
+        while True:
+            yield task.search("capital")
+
+    venv = gym.make_vec("SearchQA-World-v0", num_envs=4, autoreset_mode="DISABLED", num_worlds=2)
+    alarms = Alarms(AlarmConfig(window=2), venv.unwrapped.rules.max_turns)
+    agent = ScriptedAgent.for_env(always_searching, venv)
+    searching = [rollout_metrics(rollout(venv, agent, [0, 1, 2, 3], seed=step)) for step in range(3)]
+    venv.close()
+    assert searching[0]["charts/searches"] == venv.unwrapped.rules.max_turns - 1
+    seen = [alarm.name for step, found in enumerate(searching) for alarm in alarms.update(step, found)]
+    assert "all searches" in seen

@@ -192,6 +192,7 @@ def test_every_trajectory_is_seen_in_every_epoch(file, episodes):
     [
         ({"epochs": 3}, "without trajectories"),
         ({"trajectories": "FILE", "epochs": 0}, "epochs must be above 0"),
+        ({"trajectories": "FILE", "metric": "emm"}, "metric must be one of .*Did you mean em"),
         ({"trajectories": "FILE", "max_per_question": 0}, "max_per_question must be at least 1"),
     ],
 )
@@ -281,6 +282,22 @@ def test_trajectories_that_do_not_fit_are_found_before_anything_is_measured(tmp_
     line = ["train", *SMOKE, "algo=sft", f"algo.trajectories={file}", "env.preset=medium", "dry_run=true", f"run_dir={tmp_path / 'run'}"]
     assert main(line) == 1
     assert "never from held-out ones" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_stage_that_others_follow_ends_with_its_epochs(tmp_path, file, capsys):
+    stages = "stages=[{name: one, algo: {epochs: 2}}, {name: two, algo: {epochs: null, steps: 1}}]"
+    line = [
+        "train",
+        *SMOKE,
+        "algo=sft",
+        f"algo.trajectories={file}",
+        "algo.keep=all",
+        "algo.questions_per_step=5",
+        "algo.group_size=1",
+        stages,
+    ]
+    assert main([*line, "dry_run=true", f"run_dir={tmp_path / 'run'}"]) == 0
+    assert "10 steps of" in " ".join(capsys.readouterr().out.split())  # 2 epochs of 24 trajectories, 5 in a step
 
 
 def test_steps_of_a_stage_and_epochs_cannot_both_be_given(tmp_path, file, capsys):

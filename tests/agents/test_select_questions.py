@@ -14,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import searchqa_envs  # noqa: F401  # registers the ids
+from searchqa_agents import select_questions
 from searchqa_agents.cli import main
 from searchqa_agents.lost_back_end import LostBackEndError
 from searchqa_agents.scripted import ScriptedAgent
 from searchqa_agents.select_command import read_rounds
 from searchqa_agents.select_questions import (
+    METRICS,
     Count,
     Counts,
     DifficultyRule,
@@ -95,6 +97,7 @@ def test_the_number_of_attempts_decides_by_the_thresholds(attempts, difficulty):
         ({"attempts": 19}, "attempts must be at least hard_from - 1 = 20"),
         ({"medium_from": 0}, "medium_from must be at least 1"),
         ({"medium_from": 21}, "below hard_from"),
+        ({"metric": "emm"}, r"metric must be one of \['em', .*; got 'emm'\. Did you mean em\?"),
     ],
 )
 def test_a_rule_that_cannot_tell_difficulties_apart_is_refused(settings, said):
@@ -127,7 +130,7 @@ def test_a_metric_and_its_threshold_say_what_is_right():
         play_until_right(venv, agent, [0], counts)
         found[metric] = counts.by_id[ids_of(venv, 1)[0]]
     assert found == {"em": Count(2, False), "cover_em": Count(1, True), "f1": Count(1, True), "reward": Count(1, True)}
-    with pytest.raises(ConfigurationError, match=r"metric must be .* 'elegance'.*'em'"):
+    with pytest.raises(ConfigurationError, match=r"metric must be one of \['em', .* got 'elegance'"):
         play_until_right(venv, agent, [0], Counts(DifficultyRule(metric="elegance")))
 
 
@@ -185,6 +188,26 @@ def test_a_question_that_is_always_lost_while_others_are_answered_is_of_unknown_
     assert script.played[ids[0]] == 3
     assert [row["id"] for row in select(rows, parse_keep({"easy": None, "medium": None, "hard": None}))] == ids[1:]
     assert ["world", "unknown", "1", "none", "0"] in count_table(rows, [], parse_keep(None))[1]
+
+
+def test_a_question_that_was_always_lost_is_tried_again_when_the_selection_goes_on():
+    venv = world(1)
+    ids = ids_of(venv, 2)
+    counts = Counts(QUICK, [{ids[0]: "wrong", ids[1]: "right"}, *[{ids[0]: "lost"}] * 3])
+    assert counts.finished(ids[0])
+    counts.forget_lost()
+    assert counts[ids[0]] == Count(1, False)
+    play_until_right(venv, ScriptedAgent.for_env(RightAt(dict.fromkeys(ids, 1)), venv), range(2), counts)
+    assert (counts[ids[0]], counts[ids[1]]) == (Count(2, True), Count(1, True))
+
+
+def test_the_metrics_that_can_decide_are_those_that_episodes_have():
+    venv = world(1)
+    agent = ScriptedAgent.for_env(RightAt(dict.fromkeys(ids_of(venv, 1), 1)), venv)
+    (played,) = select_questions.rollout(venv, agent, [0])
+    known = [name for name in METRICS if not name.startswith("title_recall")]
+    assert [name for name in METRICS if name in played.metrics] in (known, list(METRICS))
+    assert set(played.metrics) <= set(METRICS)
 
 
 def test_a_back_end_that_is_gone_ends_it_after_some_rounds_of_which_none_counts():
@@ -266,7 +289,18 @@ def test_another_seed_keeps_others():
 
 
 @pytest.mark.parametrize(
-    "keep", [{}, [], "medium", {"middling": 3}, {"medium": -1}, {"medium": 1.5}, {"medium": True}, {"hotpotqa": {"medium": 1}, "hard": 2}]
+    "keep",
+    [
+        {},
+        [],
+        "medium",
+        {"middling": 3},
+        {"medium": -1},
+        {"medium": 1.5},
+        {"medium": True},
+        {"hotpotqa": {"medium": 1}, "hard": 2},
+        {"hotpotqa": {}},
+    ],
 )
 def test_a_keep_that_says_nothing_clear_is_refused(keep):
     with pytest.raises(ConfigurationError, match="keep must give"):
@@ -355,6 +389,17 @@ def test_with_another_keep_a_finished_folder_only_selects_anew(finished, tmp_pat
     assert (folder / "attempts.jsonl").read_bytes() == (finished / "attempts.jsonl").read_bytes()
 
 
+def test_a_finished_folder_goes_on_with_more_questions_and_plays_only_those(tmp_path):
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    assert run(*LINE, "questions=20", f"run_dir={folder}") == 0
+    before = (folder / "attempts.jsonl").read_bytes()
+    assert run(f"resume={folder}", "questions=30") == 0
+    assert run(*LINE, "questions=30", f"run_dir={whole}") == 0
+    assert (folder / "attempts.jsonl").read_bytes().startswith(before)
+    for name in ("difficulty.jsonl", "selected.jsonl", "selection.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -388,6 +433,7 @@ def test_other_data_behind_the_same_words_is_refused(finished, tmp_path, capsys)
         (["agent=lm", "agent.temperature=0"], "agent.temperature must be above 0"),
         (["questions=0"], "questions must be at least 1"),
         (["keep={middling: 3}"], "keep must give"),
+        (["metric=emm"], "metric must be one of"),
         (["attempts=3"], "attempts must be at least"),
         (["agent=oracle", "env=hotpotqa"], "gold chain"),
     ],

@@ -59,6 +59,7 @@ def test_ids_are_read_from_plain_and_packed_files(tmp_path):
         ('{"id": 3}\n', "needs a text 'id'"),
         ('{"id": "a"}\n{"id": "b"}\n{"id": "a"}\n', "line 3: the question 'a' is in line 1 already"),
         ("not json\n", "cannot be read"),
+        ('{"id": "a"}\n{"id": "a"}\n', r"^[^:]*line 2: the question 'a' is in line 1 already; remove one of them\.$"),
         (None, "cannot be read"),
     ],
 )
@@ -68,6 +69,33 @@ def test_a_list_that_is_none_is_an_error_with_its_reason(text, said, tmp_path):
         file.write_text(text)
     with pytest.raises(ConfigurationError, match=said):
         read_question_ids(file)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda packed: packed[:-20], lambda packed: packed[:12] + b"\xff" * 20 + packed[32:]], ids=["cut", "damaged"]
+)
+def test_a_packed_list_that_is_cut_off_or_damaged_is_an_error_with_its_file(damage, tmp_path):
+    file = tmp_path / "q.jsonl.gz"
+    file.write_bytes(damage(gzip.compress("".join(json.dumps({"id": f"question {i * i}"}) + "\n" for i in range(200)).encode())))
+    with pytest.raises(ConfigurationError, match=r"q\.jsonl\.gz cannot be read"):
+        read_question_ids(file)
+
+
+def test_a_list_that_is_no_path_is_refused():
+    with pytest.raises(ConfigurationError, match="must be the path of a jsonl file, or null; got 5"):
+        stages_of(settings([{"name": "a", "questions": 5}]))
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "steps"),
+    [(350, 64, 5), (350, 15, 23), (8148, 64, 127), (8148, 65, 125), (169_615, 512, 331)],
+    ids=["R1-Searcher, stage 1", "the same of Llama", "stage 2", "the same of Llama", "Search-R1"],
+)
+def test_the_published_numbers_of_steps_go_once_through_the_questions(size, count, steps):
+    """No question twice, and what is left out is less than a rollout, which one more step takes."""
+    seen = [question for step in range(steps) for question in epoch_questions(range(size), count, seed=0, step=step)]
+    assert len(set(seen)) == len(seen) > size - count
+    assert set(seen) | set(epoch_questions(range(size), count, seed=0, step=steps)) == set(range(size))
 
 
 def test_the_first_question_that_is_not_there_is_named():
@@ -154,6 +182,8 @@ LAST = {"name": "b"}
         ([{"name": "a", "until": {"steps": 0}}], "until.steps must be a whole number"),
         ([{"name": "a", "until": {"steps": True}}], "until.steps must be a whole number"),
         ([{"name": "a", "until": {"epochs": 2}}], "give questions=FILE"),
+        ([{"name": "a", "algo": {"name": "sft"}, "until": {"epochs": 2}}], "give algo.epochs, and no until"),
+        ([{"name": "a", "algo": {"learning_rate": -1}}], "learning_rate must be a number of at least 0; got -1"),
         ([{"name": "a", "until": {"search_rate": 1.2, "over": 3}}], "a share above 0, at most 1"),
         ([{"name": "a", "until": {"search_rate": 0.9}}], "over: N"),
         ([{"name": "a", "algo": {"name": "sft"}, "until": {"search_rate": 0.9, "over": 1}}], "plays episodes"),
@@ -329,6 +359,107 @@ def test_a_list_of_questions_is_gone_through_in_epochs(tmp_path, capsys):
     file.write_text(json.dumps({"id": "nobody"}) + "\n")
     assert main([*SMOKE, *words, f"run_dir={tmp_path / 'other'}"]) == 1
     assert "asks for the question 'nobody'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def own_set(tmp_path):
+    """Ten questions of one's own, with a corpus, as words of a line."""
+    rows = [{"id": f"q{i}", "question": f"what is {i}?", "golden_answers": ["x"]} for i in range(10)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "corpus.jsonl").write_text('{"id": "1", "title": "T", "text": "t"}\n')
+    return [
+        *(
+            "train",
+            "recipe=smoke",
+            "threads=1",
+            "start=random",
+            "random.like=qwen2.5-0.5b",
+            "random.num_hidden_layers=1",
+            "random.vocab_size=512",
+        ),
+        *("env=custom", f"env.questions={tmp_path}/questions.jsonl", f"env.corpus={tmp_path}/corpus.jsonl", "env.tokenizer=byte"),
+        *("evaluation.split=all", "env.split=all", "env.max_turns=1", "env.max_segment_tokens=2", "env.max_context_tokens=2048"),
+        *("algo.questions_per_step=4", "algo.group_size=2", "evaluation.questions=1", "rollouts_every=1"),
+    ]
+
+
+def test_a_set_of_questions_is_gone_through_in_epochs_without_a_list(own_set, tmp_path):
+    """A tiny policy on ten questions: two epochs in rollouts of four, each question once in each epoch."""
+    from searchqa_agents.trajectory import load_trajectories
+
+    run = tmp_path / "run"
+    assert main([*own_set, "stages=[{name: all, until: {epochs: 2}}]", f"run_dir={run}"]) == 0
+    files = sorted((run / "trajectories").glob("rollouts-*"))
+    assert len(files) == 5
+    played = [t.question_id for file in files for t in load_trajectories(file)][::2]
+    assert sorted(played[:10]) == sorted(played[10:]) == sorted(f"q{i}" for i in range(10))
+    assert played[:10] != played[10:]
+
+
+def test_worlds_are_drawn_from_and_sets_gone_through(tmp_path):
+    import gymnasium as gym
+
+    import searchqa_envs  # noqa: F401, registers the ids
+    from searchqa_agents.training_run import epoch_of
+
+    (tmp_path / "q.jsonl").write_text('{"id": "a", "question": "?", "golden_answers": ["x"]}\n')
+    (one,) = stages_of(settings(None))
+    for words, expected in (
+        ({"num_worlds": 2}, None),
+        ({"questions": str(tmp_path / "q.jsonl"), "split": "all", "retriever": "none"}, range(1)),
+    ):
+        name = "SearchQA-World-v0" if "num_worlds" in words else "SearchQA-Custom-v0"
+        venv = gym.make_vec(name, num_envs=1, autoreset_mode="DISABLED", **words)
+        assert epoch_of(one, venv) == expected
+        venv.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["stages.0.until={search_rate: 0.95, over: 5}"], {"search_rate": 0.95, "over": 5}),
+        (["stages.0.until={epochs: 1}"], {"epochs": 1}),
+        (["stages.0.until={steps: 3}", "stages.0.until.steps=4"], {"steps": 4}),
+    ],
+)
+def test_the_end_of_a_stage_of_a_published_recipe_can_be_changed_on_the_line(words, expected, capsys):
+    import yaml
+
+    assert main(["train", "recipe=published/r1_searcher_paper", *words, "--cfg", "job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["stages"][0]["until"] == expected
+
+
+def test_a_mapping_of_a_stage_on_the_line_takes_the_place_of_the_recipes(capsys):
+    import yaml
+
+    words = ["stages.1.algo={steps: 3}", "stages.0.env={reward: em}", "stages.0.env.retriever={name: none}"]
+    assert main(["train", "recipe=r1_searcher", *words, "--cfg", "job"]) == 0
+    first, second = yaml.safe_load(capsys.readouterr().out)["stages"]
+    assert (first["env"], second["algo"]) == ({"reward": "em", "retriever": {"name": "none"}}, {"steps": 3})
+
+
+def test_a_retriever_without_a_name_is_refused_with_the_key(capsys):
+    assert main([*SMOKE, "env.retriever.url=http://127.0.0.1:9", "dry_run=true"]) == 1
+    assert "Say which retriever they are of, such as env.retriever.name=http" in capsys.readouterr().err
+
+
+def test_a_stage_has_the_runs_environment_where_it_changes_nothing_and_its_search_engine_where_only_the_reward_differs():
+    from searchqa_agents.loading import make_venv
+    from searchqa_agents.training_run import make_stage_venv
+
+    rows = [
+        {"name": "same", "until": {"steps": 1}},
+        {"name": "paid", "env": {"reward": "f1"}, "until": {"steps": 1}},
+        {"name": "other", "env": {"top_k": 1}},
+    ]
+    given = settings(rows)
+    venv = make_venv(given.env, 2)
+    same, paid, other = (make_stage_venv(stage, venv, 2) for stage in stages_of(given))
+    assert same is venv
+    assert paid is not venv
+    assert paid.unwrapped.rules.retriever is venv.unwrapped.rules.retriever
+    assert paid.unwrapped.stamp() == {**venv.unwrapped.stamp(), "reward": paid.unwrapped.stamp()["reward"]}
+    assert other.unwrapped.rules.retriever is not venv.unwrapped.rules.retriever
 
 
 def test_a_setting_of_a_stage_of_a_recipe_can_be_changed_on_the_line(tmp_path, capsys):
