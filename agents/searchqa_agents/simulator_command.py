@@ -450,7 +450,7 @@ def train(settings: SimulatorTrainSettings, config: DictConfig, path: Path, cons
         _check_rows(path, settings.rows)
         write_config(folder, config)
         qualities = {quality: sum(example.quality == quality for example in examples) for quality in ("useful", "noisy")}
-        record = {"prompt": prompt.name, "prompt_sha256": prompt.sha256, "rows_sha256": rows_sha256(settings.rows)}
+        record: dict[str, Any] = {"prompt": prompt.name, "prompt_sha256": prompt.sha256, "rows_sha256": rows_sha256(settings.rows)}
         record |= {"searches": len(rows), **qualities, "too_long": too_long}
         folder.write_json("stamp.json", run_stamp(record, seed=settings.seed, threads=settings.threads))
         _say(console, f"{qualities['useful']} useful and {qualities['noisy']} noisy examples; {too_long} too long and left out.")
