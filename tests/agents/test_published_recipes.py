@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf, flag_override
@@ -23,8 +24,10 @@ import searchqa_conf
 from searchqa_agents.cli import main
 from searchqa_agents.config_help import options
 from searchqa_agents.loading import missing_data
-from searchqa_agents.plan import COLLECTION_ROWS, make_plan
+from searchqa_agents.plan import COLLECTION_ROWS, addresses, make_plan
+from searchqa_agents.select_command import SelectSettings
 from searchqa_agents.settings import TrainSettings, changed_arguments, env_arguments, register, register_training, with_parts
+from searchqa_agents.simulator_command import SimulatorTrainSettings
 from searchqa_agents.stages import stages_of
 from searchqa_envs.configuration import build_rules
 from searchqa_envs.datasets import DATASETS
@@ -251,10 +254,10 @@ CONSTANTS: list[tuple[list[str], str, Any, str]] = [
     (QWEN + LLAMA_STAGE_2, "algo.gamma", 1, OPENRLHF),
     (QWEN, "algo.questions_per_step", 64, "the script: RBS"),
     (QWEN, "algo.kl_coef", 0, "the script: KL"),
-    (PAPER_STAGE_2 + ["r1_searcher_qwen"], "algo.schedule_steps", 10_000 * (8148 // 64), "the script: EPISODE, over 8,148 questions"),
+    ([*PAPER_STAGE_2, "r1_searcher_qwen"], "algo.schedule_steps", 10_000 * (8148 // 64), "the script: EPISODE, over 8,148 questions"),
     (["r1_searcher_paper_stage1"], "algo.schedule_steps", 10_000 * (350 // 64), "the script: EPISODE, over 350 questions"),
     (["r1_searcher_paper"], "stages.0.algo.schedule_steps", 10_000 * (350 // 64), "the script: EPISODE, over 350 questions"),
-    (PAPER_STAGE_2 + ["r1_searcher_qwen"], "algo.steps", 8148 // 64, "ours: once through 8,148 questions"),
+    ([*PAPER_STAGE_2, "r1_searcher_qwen"], "algo.steps", 8148 // 64, "ours: once through 8,148 questions"),
     (LLAMA_STAGE_2, "algo.steps", 8148 // 65, "ours: once through 8,148 questions"),
     (["r1_searcher_llama_stage1"], "algo.steps", 350 // 15, "ours: once through 350 questions"),
     (["r1_searcher_llama"], "stages.0.until", {"steps": 350 // 15}, "ours: once through 350 questions"),
@@ -315,7 +318,9 @@ def keys_set_in(path: Path) -> set[str]:
         if isinstance(default, str) and default.startswith("/recipe/published/"):
             keys |= keys_set_in(FOLDER / f"{default.removeprefix('/recipe/published/')}.yaml")
         elif isinstance(default, dict):
-            keys |= {{"override /algo": "algo.name", "override /llm": "start", "override /env": "env.questions"}[group] for group in default}
+            keys |= {
+                {"override /algo": "algo.name", "override /llm": "start", "override /env": "env.questions"}[group] for group in default
+            }
     keys |= set(flat(read))
     return {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}  # a mapping's parts stand for it
 
@@ -354,7 +359,11 @@ def test_the_sizes_of_the_published_data() -> None:
     }
     for name, split in (*train, *test):
         assert DATASETS[name].sizes[split] == (train | test)[name, split]
-    assert COLLECTION_ROWS["nq_hotpotqa_train"] == {"train": sum(train.values()), "test": sum(test.values())} == {"train": 169_615, "test": 51_713}
+    assert (
+        COLLECTION_ROWS["nq_hotpotqa_train"]
+        == {"train": sum(train.values()), "test": sum(test.values())}
+        == {"train": 169_615, "test": 51_713}
+    )
     assert {name: COLLECTIONS[name].repo for name in QUESTION_COLLECTIONS} == {
         "nq_hotpotqa_train": "PeterJinGo/nq_hotpotqa_train",
         "zerosearch": "sunhaonlp/ZeroSearch_dataset",
@@ -500,3 +509,198 @@ def test_the_help_of_train_lists_models_and_published_recipes(capsys: pytest.Cap
 def test_a_misspelt_recipe_or_model_is_told_what_was_meant(given: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", given, "dry_run=true"]) == 2
     assert f"Did you mean {meant}" in capsys.readouterr().err
+
+
+# -- the chat prompt of R1-Searcher ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_instruct_model_gets_r1_searchers_rules_as_system_message_and_an_opened_thought_behind_its_template() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    bytes_of = {letter: number for number, letter in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|eot_id|>", "<|pad|>"])}
+    core = Tokenizer(models.BPE(vocab=bytes_of, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    source = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|eot_id|>", pad_token="<|pad|>")
+    env = settings_of("recipe=published/r1_searcher_llama_stage1").env
+    arguments = {**env_arguments(env), "questions": QUESTIONS, "retriever": "none"}
+    without = build_rules("custom", **{**arguments, "tokenizer": source})
+    raw = without.prompt_text(without.source[0])
+    assert raw.startswith("You are a helpful assistant.\n")
+    assert raw.endswith("\n\nUser:Who wrote Hamlet?\nAssistant: <think>")
+    source.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|eot_id|>{% endfor %}[assistant]"
+    rules = build_rules("custom", **{**arguments, "tokenizer": source})
+    system, _, rest = rules.prompt_text(rules.source[0]).partition("<|eot_id|>")
+    assert system == "[system]" + raw.partition("\n\nUser:")[0]
+    assert system.endswith('"<|begin_of_documents|> ...search results... <|end_of_documents|>".')
+    assert rest == "[user]Who wrote Hamlet?<|eot_id|>[assistant]<think>"
+    base = build_rules("custom", **{**arguments, "prompt": "published", "tokenizer": source})
+    assert base.prompt_text(base.source[0]).startswith("The User asks a question")
+
+
+# -- what fits the machine that is named -----------------------------------------------------------------------------------------------------
+
+TOO_LARGE = {"search_r1_ppo", "search_r1_ppo_paper", "r1_searcher_llama", "r1_searcher_llama_stage1", "r1_searcher_llama_stage2"}
+"""Sums of unsharded gradients in float32, of 7B twice (policy and critic) or of 8B beside a reference: 8 devices of 141 GB hold them."""
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_fits_eight_devices_of_80_gb_or_is_named_as_too_large(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEARCHQA_DATA", raising=False)
+    monkeypatch.setattr("searchqa_agents.plan.reachable", lambda url: True)
+    processes = 1 if recipe in LORA else 8
+    devices = ("h100", "h200") if recipe in TOO_LARGE else ("h100",)
+    peaks = []
+    for device in devices:
+        plan = make_plan(settings_of(f"recipe=published/{recipe}", f"plan.processes={processes}", f"plan.device={device}"))
+        peaks.append(max(memory.peak for memory in plan.memories.values()) / plan.limit)
+    assert [peak <= 1 for peak in peaks] == [device != "h100" or recipe not in TOO_LARGE for device in devices]
+
+
+# -- what the plan says ----------------------------------------------------------------------------------------------------------------------
+
+PLANNED = ("dry_run=true", "threads=1", "plan.device=h100")
+
+
+@pytest.mark.parametrize("word", ["plan.memory_gb=-1", "plan.flops_per_second=-1", "plan.bytes_per_second=0", "plan.memory_gb=inf"])
+def test_a_machine_that_cannot_be_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "start=shipped", *PLANNED, word]) == 1
+    assert f"{word.partition('=')[0]} must be above 0 and finite" in capsys.readouterr().err
+
+
+def test_more_layers_than_the_published_shape_has_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "start=random", "random.like=qwen2.5-0.5b", "random.num_hidden_layers=200", *PLANNED]) == 1
+    assert "random.num_hidden_layers cuts the 24 layers of qwen2.5-0.5b and adds none; got 200" in capsys.readouterr().err
+
+
+def test_an_address_that_is_null_is_no_server() -> None:
+    assert list(addresses({"url": None, "urls": None, "retrievers": [{"urls": ["http://a", None]}, {"url": "http://b"}]})) == [
+        "http://a",
+        "http://b",
+    ]
+
+
+def test_the_closing_line_names_a_stages_own_algorithm_and_a_bound_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = "stages=[{name: a, algo: {name: reinforce_plus_plus, baseline: group}, until: {search_rate: 0.9, over: 2}}, {name: b}]"
+    assert main(["train", "start=shipped", "algo=grpo", "algo.steps=7", stages, *PLANNED]) == 0
+    said = capsys.readouterr().out
+    assert "at most 7 steps of reinforce_plus_plus (baseline: group) (a), evaluation, 7 steps of GRPO (b), evaluation" in said
+
+
+def test_the_price_is_that_of_the_searches_of_each_stage_and_of_the_evaluations() -> None:
+    stages = "stages=[{name: a, env: {retriever: {name: bm25, price: 2}}, until: {steps: 3}}, {name: b}]"
+    words = [
+        "start=shipped",
+        "algo.steps=5",
+        "algo.questions_per_step=2",
+        "algo.group_size=3",
+        "env.max_turns=4",
+        "evaluation.questions=10",
+    ]
+    settings = settings_of(*words, stages, "evaluation.env.retriever={name: bm25, price: 1}", "plan.device=h100")
+    measured = 3 * 10 * (2 * 2 + 1) * 3
+    assert dict(make_plan(settings).sections["Work"])["price of searches"].startswith(f"{3 * 6 * 3 * 2 + measured:,.2f} at most")
+
+
+def test_published_files_that_are_not_here_are_said_to_come_with_r1_searchers_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "recipe=published/r1_searcher_qwen", "plan.processes=8", *PLANNED]) == 1
+    assert "no such file: data/training_set/stage_2.jsonl. R1-Searcher's files of that name come with a checkout" in capsys.readouterr().err
+
+
+def test_verl_is_told_which_recipes_are_of_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "verl", "recipe=published/r1_searcher_paper"]) == 1
+    said = capsys.readouterr().err
+    assert "r1_searcher_paper_stage1 and _stage2" in said
+
+
+# -- constants of other commands -------------------------------------------------------------------------------------------------------------
+
+PRESETS_OF: list[tuple[str, str, dict[str, Any]]] = [
+    *(
+        (
+            "simulator_train",
+            f"zerosearch_simulator_{size}b",
+            {
+                "start": f"Qwen/Qwen2.5-{size}B-Instruct",
+                "prompt": "sft",
+                "documents": 5,
+                "titles": False,
+                "notes": False,
+                "sft.learning_rate": 1e-6,
+            },
+        )
+        for size in (3, 7, 14)
+    ),
+    *(
+        (
+            "select",
+            f"r1_searcher_stage{stage}_questions",
+            {
+                "metric": "em",
+                "attempts": 20,
+                "medium_from": 10,
+                "hard_from": 21,
+                **{f"keep.{name}.{level}": count for (name, level), count in counts.items()},
+            },
+        )
+        for stage, counts in (
+            (1, {("hotpotqa", "medium"): 200, ("hotpotqa", "hard"): 0, ("2wikimultihopqa", "medium"): 150, ("2wikimultihopqa", "hard"): 0}),
+            (
+                2,
+                {
+                    ("hotpotqa", "medium"): 2561,
+                    ("hotpotqa", "hard"): 2000,
+                    ("2wikimultihopqa", "medium"): 1087,
+                    ("2wikimultihopqa", "hard"): 2500,
+                },
+            ),
+        )
+    ),
+    ("train", "r1_searcher_sft", {"env.dialect": "r1-searcher", "algo.epochs": 3}),
+    ("eval", "search_r1_rejection_sampling", {"env.split": "train", "samples": 5}),
+]
+WORDS = {"train": ["algo=sft", "algo.trajectories=x"], "simulator_train": ["rows=x"], "select": [], "eval": []}
+
+
+@pytest.mark.parametrize(("command", "preset", "values"), PRESETS_OF, ids=[preset for _, preset, _ in PRESETS_OF])
+def test_the_constants_of_a_preset(command: str, preset: str, values: dict[str, Any]) -> None:
+    register()
+    register_training()
+    for name, node in (
+        ("select_types", SelectSettings),
+        ("simulator_train_types", SimulatorTrainSettings),
+    ):
+        ConfigStore.instance().store(name=name, node=node)
+    with initialize_config_module("searchqa_conf", version_base="1.3"):
+        config = compose(command, overrides=[f"+published={preset}", *WORDS[command]])
+    path = FOLDER.parents[1] / "published" / f"{preset}.yaml"
+    assert {key: OmegaConf.select(config, key) for key in flat(yaml.safe_load(path.read_text(encoding="utf-8")))} == values
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines()[2:] if not line.startswith("#")]
+    assert all("#" in line for line in lines if not line.endswith(":"))
+
+
+def test_every_preset_is_asserted_and_the_stages_of_r1_searcher_have_their_published_sizes() -> None:
+    assert sorted(preset for _, preset, _ in PRESETS_OF) == options("published")
+    for stage, size in ((1, 350), (2, 8148)):
+        values = next(values for _, preset, values in PRESETS_OF if preset == f"r1_searcher_stage{stage}_questions")
+        assert sum(count for key, count in values.items() if key.startswith("keep.")) == size
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["simulator", "train", "+published=zerosearch_simulator_14b", "rows=rows.jsonl"],
+        ["data", "select", "+published=r1_searcher_stage2_questions"],
+        ["eval", "+published=search_r1_rejection_sampling", "env=nq_hotpotqa", "agent=lm"],
+        ["train", "+published=r1_searcher_sft", "llm=qwen2.5-7b", "algo=sft", "algo.trajectories=runs/collected"],
+    ],
+    ids=lambda line: line[-1] if line[0] == "train" else line[0],
+)
+def test_a_preset_is_one_word_on_its_commands_line(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*line, "--cfg", "job"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    [wanted] = [values for _, preset, values in PRESETS_OF if f"+published={preset}" in line]
+    assert {key: value_of(shown, key) for key in wanted} == wanted

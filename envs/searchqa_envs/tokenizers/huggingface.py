@@ -162,7 +162,7 @@ class HuggingFaceTokenizer:
         return look_up(self._pieces, ids, self.vocab_size)
 
     def chat_prompt(self, text: str, system: str | None = None) -> str | None:
-        """The text as a user's message in the model's chat template, behind a system message if given, up to where the model speaks; None without a template."""
+        """The text as a user's message in the model's chat template, behind a system message if given, up to where it speaks; None without a template."""
         if getattr(self._source, "chat_template", None) is None:
             return None
         messages = [] if system is None else [{"role": "system", "content": system}]
