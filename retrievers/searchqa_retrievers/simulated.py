@@ -24,7 +24,7 @@ MAX_TOKENS = 600
 """Of the answer of five documents or fewer (ZeroSearch); more documents have as many more."""
 COUNTERS = ("answers", "noisy", "expected_noisy", "empty", "documents", "cut_prompts")
 _WORLD_FILTERS = ("world", "split", "recipe")
-# All repetitions are bounded, so that the time to read a text is proportional to its length, whatever it says.
+# All repetitions in the patterns of heads are bounded, so that the time to read a text is proportional to its length, whatever it says.
 _MARKER = re.compile(r"(?P<line>^[^\w\n]{0,12})?(?:\*\*)?\bDoc\s{1,9}(?P<number>\d{1,8})(?!\d)", re.MULTILINE)
 _FIRST = re.compile(r"^[^\w\n]{0,12}Doc\s{1,9}1(?!\d)", re.MULTILINE)
 _TITLE = re.compile(r"\s{0,9}\(Title:[ \t]{0,9}([^\n]{0,300}?)\)(?=[\s:*]|\Z):?(?:\*\*)?")
