@@ -23,11 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 import searchqa_conf  # noqa: F401, registers resolvers, also in a launcher's processes
 from searchqa_agents.launch import place
-from searchqa_agents.runs import SUMMARY_FILE, RunFolder, RunFolderError, check_run_folder
+from searchqa_agents.runs import SUMMARY_FILE, RunFolder, RunFolderError, check_run_folder, replace_file
 from searchqa_agents.settings import with_parts
 from searchqa_envs.errors import ConfigurationError
 
 CONFIG_PATH = "pkg://searchqa_conf"
+SWEEP_FILE = "multirun.yaml"
 OVERRIDES_FILE = "overrides.yaml"
 """What ``resume=`` begins with. Hydra's own record is no use: it is also written for a line that is then refused."""
 FIXED_KEYS = ("env", "seed", "agent", "start", "random", "lora", "questions", "stages", "evaluation")
@@ -68,6 +69,8 @@ def run_app(
         before(line)
     line = _with_sweep_folders(line)
     dry_run = _last_value(line, "dry_run", "false").lower() in ("true", "yes", "on", "1")
+    sweep_file = Path(_last_value(line, "hydra.sweep.dir", "nowhere")) / SWEEP_FILE
+    sweep = sweep_file.read_bytes() if sweep_file.is_file() else None
     full_error, arguments = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -81,6 +84,10 @@ def run_app(
             hydra.main(config_path=CONFIG_PATH, config_name=config_name, version_base="1.3")(job)()
     except _JobFailed as failed:
         raise failed.error from None
+    except RunFolderError:
+        if sweep is not None:  # Hydra has written the line that was refused over the one that the sweep was begun with
+            replace_file(sweep_file, lambda partial: partial.write_bytes(sweep))
+        raise
     finally:
         sys.argv = arguments
         for handler in root.handlers:
@@ -223,7 +230,7 @@ def _with_resume(line: list[str]) -> list[str]:
     line = [word for word in line if word.partition("=")[0] != "resume"]
     if not folder or folder == "null":
         return line
-    sweep_file = Path(folder) / "multirun.yaml"
+    sweep_file = Path(folder) / SWEEP_FILE
     if sweep_file.is_file():
         overrides = OmegaConf.load(sweep_file).hydra.overrides
         begun = ["-m", *overrides.hydra, *overrides.task]

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -346,6 +347,9 @@ def test_supervised_fine_tuning_has_the_same_measures_and_is_compared_in_a_sweep
     assert {path.name for path in sweep.iterdir() if path.is_dir()} == names
     finished = {name: (sweep / name / "summary.json").read_text() for name in names - {blocked.name}}
     (blocked / "config.yaml").unlink()
+    assert main([*line, "sft.learning_rate=1e-5"]) == 1  # finished runs would be told as trained with it
+    assert "another sft.learning_rate" in capsys.readouterr().err
+    shutil.rmtree(blocked)
     assert main(["train", f"resume={sweep}"]) == 0
     assert capsys.readouterr().out.count("is finished: nothing to do") == 3
     assert {name: (sweep / name / "summary.json").read_text() for name in finished} == finished
