@@ -13,9 +13,10 @@ class Tokenizer(Protocol):
     ``reserved`` are the strings that encode to control tokens (chat-template markers, end of sequence, the dialects' tags where they are single
     tokens): the environment neutralises them in passages and questions before it encodes environment text.
 
-    Optional methods: ``encode_array(text) -> int32[n]``, the same ids without the detour by a list; ``chat_prompt(text) -> str | None``, the text in
-    the tokenizer's chat template as one user message, ready for the assistant's turn; ``normalise(text) -> str``, the text as ``encode`` changes it
-    before it cuts it into tokens (NFKC, lower case, ...), which must be done before text from outside is neutralised.
+    Optional methods: ``encode_array(text) -> int32[n]``, the same ids without the detour by a list; ``chat_prompt(text, system=None) -> str | None``,
+    the text in the tokenizer's chat template as one user message, behind a system message if given, ready for the assistant's turn;
+    ``normalise(text) -> str``, the text as ``encode`` changes it before it cuts it into tokens (NFKC, lower case, ...), which must be done before text
+    from outside is neutralised.
     Optional attribute: ``longest_piece: int | None``, the most characters that one id stands for, so that text of more than
     ``n * longest_piece`` characters never fits into ``n`` ids; None where that is not known.
     """
