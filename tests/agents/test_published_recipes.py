@@ -523,7 +523,7 @@ def test_an_instruct_model_gets_r1_searchers_rules_as_system_message_and_an_open
     bytes_of = {letter: number for number, letter in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|eot_id|>", "<|pad|>"])}
     core = Tokenizer(models.BPE(vocab=bytes_of, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    source = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|eot_id|>", pad_token="<|pad|>")
+    source = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|eot_id|>", pad_token="<|pad|>")  # type: ignore[no-untyped-call]
     env = settings_of("recipe=published/r1_searcher_llama_stage1").env
     arguments = {**env_arguments(env), "questions": QUESTIONS, "retriever": "none"}
     without = build_rules("custom", **{**arguments, "tokenizer": source})
