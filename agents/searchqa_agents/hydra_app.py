@@ -33,7 +33,20 @@ OVERRIDES_FILE = "overrides.yaml"
 """What ``resume=`` begins with. Hydra's own record is no use: it is also written for a line that is then refused."""
 FIXED_KEYS = ("env", "seed", "agent", "start", "lora", "questions", "stages", "evaluation")
 """What is the same in all of a run: its numbers must not be mixed with those of other settings."""
-LATER_FIXED_KEYS = ("random", "demonstrations", "dtype", "model", "rows", "by", "prompt", "documents", "titles", "notes", "system", "max_tokens")
+LATER_FIXED_KEYS = (
+    "random",
+    "demonstrations",
+    "dtype",
+    "model",
+    "rows",
+    "by",
+    "prompt",
+    "documents",
+    "titles",
+    "notes",
+    "system",
+    "max_tokens",
+)
 """The same, of which folders of some commands or of earlier versions have none."""
 TRAINING_KEYS = ("warmup", "sft", "algo")
 """Settings of a training phase. A run that is not finished may go on with others, where the line says ``resume=``."""

@@ -210,7 +210,11 @@ def _size(key: str, env: EnvSettings) -> int:
             f"{key}.epochs needs to know how many questions {missing} has, which is not on this machine. Fetch it with "
             f"`searchqa data download {missing}`, {way}, or say until={{steps: N}}."
         )
-    budgets: dict[str, Any] = {"max_context_tokens": None, "max_segment_tokens": None, "max_observation_tokens": None}  # of another tokenizer
+    budgets: dict[str, Any] = {
+        "max_context_tokens": None,
+        "max_segment_tokens": None,
+        "max_observation_tokens": None,
+    }  # of another tokenizer
     counted = replace(env, retriever="none", search_controls=None, tokenizer="byte", **budgets)
     if repr(counted) not in _SIZES:
         venv = make_venv(counted, 1)
