@@ -11,8 +11,8 @@ one process. Two forms, under ``torchrun``:
   (The other way, equal decode steps on all processes through sharded weights, keeps no copy, but gathers every layer again for every token and waits
   at each token for the process with the longest segment.)
 
-Reductions happen once per update, in its last micro-batch. In between ``fsdp2`` holds the unsharded gradient of what was evaluated so far;
-a ``max_tokens`` that lets a process's share be one micro-batch avoids it.
+``ddp`` sums gradients once per update, in its last micro-batch; ``fsdp2`` in every one, so that between them it holds its shard of the gradient and
+not the whole: of a model that needs shards, the whole would not fit.
 """
 
 from __future__ import annotations
@@ -192,8 +192,6 @@ class ProcessGroup(Parallel):
     def before_forward(self, module: nn.Module, *, last: bool) -> None:
         if isinstance(module, nn.parallel.DistributedDataParallel):
             module.require_backward_grad_sync = last  # what its no_sync() sets; it is read in the forward pass and in the backward pass
-        elif isinstance(module, FSDPModule):
-            module.set_requires_gradient_sync(last)
 
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(loss * self.world_size)  # both forms average over the processes

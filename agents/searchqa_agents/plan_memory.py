@@ -232,14 +232,11 @@ def memory(work: Work) -> Memory:
         "attention cache": float(work.slots * cache_cells(work) * cache_bytes_per_token(work)),
         "logits and reading": float(work.slots * shape.vocab_size * 3 * FLOAT32 + fed * (3 * shape.feed_forward + 6 * shape.hidden) * one),
     }
-    trunks = 2 if work.critic == "separate" else 1
-    several = work.sequences * work.context > work.max_tokens
     unsharded = 0.0
-    if (
-        work.sharded
-    ):  # the root's weights, two layers', and the gradient of what was evaluated so far, where the update is not one micro-batch
-        embedded = shape.parameters - shape.linear
-        unsharded = trunks * (embedded + 2 * shape.linear / max(shape.layers, 1)) * one + (trained + critic_trained if several else 0)
+    if work.sharded:  # weights, and under full training gradients, of the root's own part and of two layers; a critic has no output layer
+        layers = 2 * shape.linear / max(shape.layers, 1)
+        trunks = [shape.parameters - shape.linear, *([shape.decoder - shape.linear] if work.critic == "separate" else [])]
+        unsharded = sum(own + layers for own in trunks) * one * (1 if shape.rank else 2)
     # AdamW on the CPU holds two numbers for each of the weights that it is at, when activations are gone; CUDA's fused form holds none
     stepping = 2 * shape.largest * work.trained_bytes if work.device == "cpu" else 0
     passing = activations(work) + output_layer(work)
