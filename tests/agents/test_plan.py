@@ -311,11 +311,14 @@ def test_data_that_is_named_but_not_there_is_said_with_the_plan_and_refused(noth
     assert "missing.jsonl" in shown.err
 
 
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="reads /proc; what getrusage tells begins with the memory of the parent process"
+)
 def test_the_plan_of_a_large_model_takes_little_memory(nothing_here: Path) -> None:
     """In a process of its own: below 1.5 GB with everything that is imported."""
     program = (
-        "import resource, sys; from searchqa_agents.cli import main; code = main(sys.argv[1:]); "
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+        "import re, sys; from searchqa_agents.cli import main; code = main(sys.argv[1:]); "
+        "print('peak', re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); sys.exit(code)"
     )
     line = ["train", "recipe=published/search_r1_ppo", "llm=qwen2.5-7b", "plan.processes=8", "plan.device=h100", *DRY]
     done = subprocess.run([sys.executable, "-c", program, *line], capture_output=True, text=True, timeout=300, check=False)

@@ -353,7 +353,7 @@ def test_the_schedules_are_told_how_far_training_is(monkeypatch):
 # -- metrics ----------------------------------------------------------------------------------------------------------------------------------
 
 CHARTS = (
-    "backend_errors em entropy episodic_return f1 groups_with_spread invalid_turns learning_rate reward_std sampled_tokens searches tokens "
+    "backend_errors em entropy episodic_return f1 groups_with_spread invalid_turns learning_rate reward_std sampled_tokens search_rate searches tokens "
     "trained_share updates"
 )
 
@@ -397,6 +397,7 @@ def test_rollout_metrics_by_hand(episode):
             "charts/sampled_tokens": 2,
             "charts/em": 0.5,
             "charts/searches": 1,
+            "charts/search_rate": 0.5,
             "charts/entropy": np.log(2),
             "time/model": 1.5,
             "time/search": 0.25,
