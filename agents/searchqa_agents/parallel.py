@@ -27,7 +27,7 @@ import torch.distributed as dist
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from searchqa_agents.language_model import LanguageModel
