@@ -122,7 +122,7 @@ EXPECTED = {
         f"{ACTOR}.entropy_coeff": 0.0,
         f"{ACTOR}.ppo_mini_batch_size": 16,
         f"{ROLLOUT}.n": 16,
-        f"{ROLLOUT}.max_model_len": 2048 + 22016,
+        f"{ROLLOUT}.max_model_len": 2048 + 13824,
     },
     "r1_searcher_llama_stage1": {
         "algorithm.adv_estimator": "grpo",
