@@ -48,6 +48,7 @@ def stamp_line(stamp: Mapping[str, Any]) -> str:
     parts = {
         "data": "/".join(str(stamp[key]) for key in ("dataset", "split") if stamp.get(key) is not None),
         "measured on": stamp.get("measured_on"),
+        "measured with": " ".join(f"{key} {_name(value)}" for key, value in (stamp.get("measured_with") or {}).items()),
         "revision": stamp.get("revision"),
         "corpus": str(stamp.get("corpus_sha256") or "")[:12],
         "retriever": name,
@@ -60,6 +61,10 @@ def stamp_line(stamp: Mapping[str, Any]) -> str:
         "commit": _short_commit(stamp),
     }
     return ", ".join(f"{key} {value}" for key, value in parts.items() if value not in (None, ""))
+
+
+def _name(value: Any) -> Any:
+    return value.get("name", value) if isinstance(value, Mapping) else value
 
 
 def _short_commit(stamp: Mapping[str, Any]) -> str:

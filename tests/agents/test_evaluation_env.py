@@ -83,3 +83,15 @@ def test_a_run_is_trained_with_one_retriever_and_measured_with_another(tmp_path,
     assert any("hops=2/off/em" in line for line in read_metrics(run))
     assert main(["train", f"resume={run}", "evaluation.env.top_k=3"]) == 1  # after would not be measured as before was
     assert "another evaluation" in capsys.readouterr().err
+
+
+def test_the_line_below_the_table_says_what_was_measured_with() -> None:
+    from searchqa_agents.table import stamp_line
+
+    stamp = {
+        "retriever": {"retriever": "simulated"},
+        "reward": "zerosearch_f1",
+        "measured_with": {"retriever": {"name": "bm25", "k1": 1}, "top_k": 2},
+    }
+    assert stamp_line(stamp) == "measured with retriever bm25 top_k 2, retriever simulated, reward zerosearch_f1"
+    assert stamp_line({"retriever": "bm25", "measured_with": {}}) == "retriever bm25"
