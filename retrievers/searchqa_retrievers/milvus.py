@@ -141,7 +141,9 @@ class MilvusRetriever:
         self._index: dict[str, Any] = {"index": index, "index_params": _parameters("index_params", index_params)}
         self._search_params = _parameters("search_params", search_params)
         self._client = _connect(uri, self.timeout)
-        self._open(show_progress)
+        # A server does each call at once; the embedded engine can be caught halfway by another thread, a flush by an upsert too.
+        with _OPENING if self._embedded else nullcontext():
+            self._open(show_progress)
 
     def search(self, requests: Sequence[SearchRequest]) -> list[list[Hit]]:
         """Answer all requests; equal queries are encoded and searched once."""
@@ -256,14 +258,12 @@ class MilvusRetriever:
 
     def _open(self, show_progress: bool) -> None:
         """Make the collection where there is none, and fill in the rows that are not there yet."""
-        # A server makes a collection at once; the embedded engine can be caught halfway by another thread.
-        with _OPENING if self._embedded else nullcontext():
-            if not self._call("has_collection"):
-                try:
-                    self._create()
-                except RetrieverError:
-                    if not self._call("has_collection"):  # else another process made it meanwhile
-                        raise
+        if not self._call("has_collection"):
+            try:
+                self._create()
+            except RetrieverError:
+                if not self._call("has_collection"):  # else another process made it meanwhile
+                    raise
         description = self._call("describe_collection")
         wanted = self._record()
         there = _parsed((description.get("properties") or {}).get(_RECORD) or description.get("description"))
