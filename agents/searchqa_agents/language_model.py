@@ -74,6 +74,13 @@ class Session(ABC):
     def collect(self) -> list[tuple[int, Segment]]:
         """Wait until some of the segments asked for are written; these, each with its row. Empty only if none was asked for."""
 
+    def usage(self, row: int) -> Mapping[str, float]:
+        """What the language model did for a row beyond its segments: ``calls``, ``prompt_tokens``, ``generated_tokens``.
+
+        Asked once when the row's episode has ended, before :meth:`release`. Empty where the segments are all that was generated.
+        """
+        return {}
+
     def release(self, rows: Sequence[int]) -> None:
         """These rows have ended: what is kept for them may go."""
         return

@@ -46,6 +46,7 @@ def rollout(
     stamp: Mapping[str, Any] | None = None,
     on_done: Callable[[int], object] | None = None,
     places: Sequence[int] | None = None,
+    on_trajectory: Callable[[int, int, Trajectory], object] | None = None,
 ) -> list[Trajectory]:
     """Play ``group_size`` episodes on each question.
 
@@ -68,6 +69,8 @@ def rollout(
         Called whenever episodes have ended, with the number of episodes that have.
     places
         Each question's place, where ``questions`` are a part of a longer list; default: as they stand here.
+    on_trajectory
+        Called as each episode ends, with the number of its question in ``questions`` (from 0), its member of the group, and its trajectory.
 
     Returns
     -------
@@ -82,12 +85,19 @@ def rollout(
     _question_options(questions)  # raises where they are of both kinds
     stage: _Stage = _SubsetStage(venv) if hasattr(venv, "step_at") else _WholeStage(venv)
     session = model.start([job.seed for job in jobs], sampling)
-    episodes: dict[int, _Episode] = {}
+    trajectories: dict[int, Trajectory] = {}
+
+    def keep(row: int, episode: _Episode) -> None:
+        trajectories[row] = episode.trajectory(base.tokenizer, model, stamp or {}, session.usage(row))
+        if on_trajectory is not None:
+            on_trajectory(row // group_size, row % group_size, trajectories[row])
+
+    under_way: dict[int, _Episode] = {}
     try:
-        _play(stage, session, jobs, episodes, on_done or (lambda finished: None))
+        _play(stage, session, jobs, under_way, keep, on_done or (lambda finished: None))
     finally:  # also after an error or an interrupt: a session may hold connections and memory
-        session.release([row for row, episode in episodes.items() if not episode.ended])
-    return [episodes[row].trajectory(base.tokenizer, model, stamp or {}) for row in range(len(jobs))]
+        session.release(list(under_way))
+    return [trajectories[row] for row in range(len(jobs))]
 
 
 def episode_seed(*numbers: int) -> int:
@@ -116,19 +126,31 @@ class _Job(NamedTuple):
     seed: int
 
 
-def _play(stage: _Stage, session: Session, jobs: Sequence[_Job], episodes: dict[int, _Episode], on_done: Callable[[int], object]) -> None:
-    """Play all jobs into ``episodes``, by row: whatever is written is stepped at once, and a place is given to the next job when its episode ends."""
+def _play(
+    stage: _Stage,
+    session: Session,
+    jobs: Sequence[_Job],
+    episodes: dict[int, _Episode],
+    on_end: Callable[[int, _Episode], object],
+    on_done: Callable[[int], object],
+) -> None:
+    """Play all jobs: whatever is written is stepped at once, and a place is given to the next job when its episode ends.
+
+    ``episodes`` holds those under way, by row; one that has ended is given to ``on_end``.
+    """
     free = list(range(stage.size))
     place: dict[int, int] = {}  # of each row under way
     ready: list[int] = []  # rows under way that have been answered
-    while len(episodes) < len(jobs) or place:
-        begun = list(range(len(episodes), min(len(jobs), len(episodes) + len(free))))
+    opened = 0  # how many rows have begun
+    while opened < len(jobs) or place:
+        begun = list(range(opened, min(len(jobs), opened + len(free))))
         if begun:
+            opened += len(begun)
             place.update(zip(begun, free, strict=False))
             del free[: len(begun)]
             started = time.perf_counter()
-            opened = stage.reset([place[row] for row in begun], [jobs[row] for row in begun])
-            episodes.update((row, _Episode(*opening)) for row, opening in zip(begun, zip(*opened, strict=True), strict=True))
+            openings = stage.reset([place[row] for row in begun], [jobs[row] for row in begun])
+            episodes.update((row, _Episode(*opening)) for row, opening in zip(begun, zip(*openings, strict=True), strict=True))
             _share([episodes[row] for row in begun], "environment", time.perf_counter() - started)
         started = time.perf_counter()
         asked = ready + begun
@@ -147,9 +169,13 @@ def _play(stage: _Stage, session: Session, jobs: Sequence[_Job], episodes: dict[
         ended = [row for row in written if episodes[row].ended]
         ready = [row for row in written if not episodes[row].ended]
         free += [place.pop(row) for row in ended]
+        for row in ended:
+            on_end(row, episodes[row])
         session.release(ended)
+        for row in ended:
+            del episodes[row]
         if ended:
-            on_done(len(episodes) - len(place))
+            on_done(opened - len(place))
 
 
 def _share(episodes: Sequence[_Episode], part: str, seconds: float) -> None:
@@ -163,6 +189,7 @@ class _Turn(NamedTuple):
     end: int
     action: str
     content: str
+    passages: tuple[tuple[str, str], ...]
 
 
 class _Episode:
@@ -186,18 +213,22 @@ class _Episode:
         used = info["turn_record"].segment_tokens_used
         start = len(self.context)
         content = info["query"] if info["action"] == "search" else info.get("answer")
-        self.turns.append(_Turn(start, start + used, len(observation), info["action"], content or ""))
+        passages = tuple((passage.id, passage.title) for passage in info["turn_record"].passages)
+        self.turns.append(_Turn(start, start + used, len(observation), info["action"], content or "", passages))
         self.segments.append(Segment(segment.ids[:used], *(None if array is None else array[:used] for array in segment[1:])))
         self.context, self.info = observation, info
         self.reward += float(reward)
         self.terminated, self.truncated = bool(terminated), bool(truncated)
         self.seconds["search"] += info["turn_record"].seconds
 
-    def trajectory(self, tokenizer: Any, model: LanguageModel, stamp: Info) -> Trajectory:
+    def trajectory(self, tokenizer: Any, model: LanguageModel, stamp: Info, usage: Mapping[str, float]) -> Trajectory:
         loss_mask: NDArray[np.int8] = self.info["turn_record"].loss_mask
 
         def text(start: int, end: int) -> str:
             return str(tokenizer.decode(self.context[start:end].tolist()))
+
+        def span(turn: _Turn) -> TurnSpan:
+            return TurnSpan(*turn[:5], text(turn.start, turn.segment_end), text(turn.segment_end, turn.end), turn.passages)
 
         def spread(arrays: Sequence[FloatArray | None]) -> FloatArray | None:
             if any(array is None for array in arrays):
@@ -211,7 +242,7 @@ class _Episode:
             loss_mask=loss_mask,
             logprobs=spread([segment.logprobs for segment in self.segments]) if model.returns_logprobs else None,
             sampling_logprobs=spread([segment.sampling_logprobs for segment in self.segments]) if model.returns_logprobs else None,
-            turns=tuple(TurnSpan(*turn, text(turn.start, turn.segment_end), text(turn.segment_end, turn.end)) for turn in self.turns),
+            turns=tuple(span(turn) for turn in self.turns),
             prompt=text(0, self.prompt_length),
             reward=self.reward,
             reward_terms={name: float(value) for name, value in self.info["reward_terms"].items()},
@@ -226,6 +257,7 @@ class _Episode:
             retokenized=not model.returns_ids,
             seconds=self.seconds,
             stamp=stamp,
+            usage=dict(usage),
         )
 
 

@@ -27,7 +27,7 @@ class TurnSpan(NamedTuple):
     """Where one turn lies in ``token_ids``, and what it says.
 
     The segment is ``[start, segment_end)``, the environment's reply ``[segment_end, end)``. ``segment``, ``observation`` and ``content`` (the
-    query or the answer) are text for people and viewers.
+    query or the answer) are text for people and viewers. ``passages`` are the id and title of each passage that the turn retrieved, best first.
     """
 
     start: int
@@ -37,6 +37,7 @@ class TurnSpan(NamedTuple):
     content: str
     segment: str
     observation: str
+    passages: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,9 @@ class Trajectory:
         Time by part: ``model``, ``search``, ``environment``. A batched call's time is shared equally by its episodes. Not part of equality.
     stamp
         What a number needs to be comparable: data set, retriever, dialect, seed, ...
+    usage
+        What the agent's language model did for the episode beyond the recorded tokens: ``calls``, ``prompt_tokens``, ``generated_tokens``. Empty for
+        an agent whose tokens are all recorded.
     """
 
     token_ids: NDArray[np.int32]
@@ -83,6 +87,7 @@ class Trajectory:
     retokenized: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     stamp: Mapping[str, Any] = field(default_factory=dict)
+    usage: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)
@@ -117,7 +122,7 @@ class Trajectory:
             "turns": [turn._asdict() for turn in self.turns],
             "golden_answers": list(self.golden_answers),
         }
-        values |= {name: dict(values[name]) for name in ("reward_terms", "metrics", "seconds", "stamp")}
+        values |= {name: dict(values[name]) for name in ("reward_terms", "metrics", "seconds", "stamp", "usage")}
         return values
 
     def _sampled(self, array: NDArray[np.float32] | None) -> list[float] | None:
@@ -144,10 +149,15 @@ class Trajectory:
             "loss_mask": loss_mask,
             "logprobs": spread(values["logprobs"]),
             "sampling_logprobs": spread(values["sampling_logprobs"]),
-            "turns": tuple(TurnSpan(**turn) for turn in values["turns"]),
+            "turns": tuple(_turn(turn) for turn in values["turns"]),
             "golden_answers": tuple(values["golden_answers"]),
         }
         return cls(**values)
+
+
+def _turn(values: Mapping[str, Any]) -> TurnSpan:
+    passages = values.get("passages", ())  # files of earlier versions have none
+    return TurnSpan(**{**values, "passages": tuple((str(name), str(title)) for name, title in passages)})
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -287,3 +287,41 @@ def test_the_benchmark_runs(capsys):
     path = Path(__file__).parents[1] / "benchmarks" / "bench_rollout.py"
     runpy.run_path(str(path))["main"](["--quick"])
     assert "of the floor" in capsys.readouterr().out
+
+
+def test_each_trajectory_is_given_out_as_its_episode_ends_with_its_usage_before_it_is_released():
+    venv = make(2, max_segment_tokens=48)
+    agent = SlowAgent(ScriptedAgent.for_env("oracle", venv))
+    given = []
+
+    class Counting(Slow):
+        def usage(self, row):
+            assert row not in self.released
+            return {"calls": float(row)}
+
+    def start(seeds, sampling):
+        agent.session = Counting(agent.agent.start(seeds, sampling))
+        return agent.session
+
+    agent.start = start
+
+    def on_trajectory(place, member, trajectory):
+        given.append((place, member, trajectory, len(agent.session.released)))
+
+    trajectories = rollout(venv, agent, [5, 7], group_size=2, on_trajectory=on_trajectory)
+    assert sorted((place, member) for place, member, *_ in given) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert all(trajectory is trajectories[2 * place + member] for place, member, trajectory, _ in given)
+    assert [released for *_, released in given] == [0, 1, 2, 3]  # not all at the end
+    assert [t.usage for t in trajectories] == [{"calls": 0.0}, {"calls": 1.0}, {"calls": 2.0}, {"calls": 3.0}]
+
+
+def test_turns_hold_id_and_title_of_what_they_retrieved():
+    venv = make(2, max_segment_tokens=48)
+    for trajectory in rollout(venv, ScriptedAgent.for_env("oracle", venv), [0, 1]):
+        *searches, answer = trajectory.turns
+        assert searches
+        assert answer.passages == ()
+        for turn in searches:
+            [(doc_id, title)] = turn.passages
+            assert title == turn.content
+            assert doc_id in venv.unwrapped.source[0].metadata["supporting_ids"] + venv.unwrapped.source[1].metadata["supporting_ids"]

@@ -99,3 +99,13 @@ def test_a_torn_gzip_member_is_an_error(tmp_path):
     path.write_bytes(path.read_bytes() + gzip.compress(b'{"a": 1}\n')[:-4])
     with pytest.raises(TrajectoryFileError, match="line 2"):
         load_trajectories(path)
+
+
+def test_files_keep_passages_and_usage_and_those_of_earlier_versions_have_none(tmp_path):
+    turn = TurnSpan(2, 4, 5, "search", "x", "<search>x</search>", "\n", (("p1", "Ada"), ("p2", "Bob")))
+    trajectory = make(turns=(turn,), usage={"calls": 2.0, "prompt_tokens": 40.0, "generated_tokens": 7.0})
+    append_trajectories(tmp_path / "t.jsonl", [trajectory])
+    assert load_trajectories(tmp_path / "t.jsonl") == [trajectory]
+    values = make().to_json()
+    del values["usage"], values["turns"][0]["passages"]
+    assert Trajectory.from_json(values) == make()
