@@ -10,26 +10,40 @@ sub_em     the golden normal form is a substring of the answer's "EM" of ZeroSea
 cover_em   every golden token is among the answer's tokens       ACC_R of R1-Searcher
 ========== ===================================================== ========================================
 
-All take the best over the golden answers. A blank answer scores 0, whatever the golden answers are.
+All take the best over the golden answers. A blank answer scores 0, whatever the golden answers are. ``em``, ``sub_em`` and ``f1`` normalise as
+Search-R1 and ZeroSearch do, ``cover_em`` as R1-Searcher does; ``em_r1_searcher``, ``sub_em_r1_searcher``, ``f1_r1_searcher`` and
+``cover_em_squad`` are the same measures after the other normalisation. To score as one system's released code does, in every corner, use
+:mod:`searchqa_envs.scoring`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from searchqa_envs.episode_types import EpisodeView
 from searchqa_envs.normalise import normalise_r1_searcher, normalise_squad
+
+Normaliser = Callable[[str], str]
 
 _CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
 
 
 def em(prediction: str, golden_answers: Sequence[str]) -> float:
     """Exact match after SQuAD's normalisation (Search-R1's ``em_check``)."""
+    return _em(prediction, golden_answers, normalise_squad)
+
+
+def em_r1_searcher(prediction: str, golden_answers: Sequence[str]) -> float:
+    """Exact match after R1-Searcher's normalisation (its ``exact_match_score``)."""
+    return _em(prediction, golden_answers, normalise_r1_searcher)
+
+
+def _em(prediction: str, golden_answers: Sequence[str], normalise: Normaliser) -> float:
     if not prediction.strip():
         return 0.0
-    normal = normalise_squad(prediction)
-    return float(any(normal == normalise_squad(gold) for gold in golden_answers))
+    normal = normalise(prediction)
+    return float(any(normal == normalise(gold) for gold in golden_answers))
 
 
 def sub_em(prediction: str, golden_answers: Sequence[str]) -> float:
@@ -38,20 +52,37 @@ def sub_em(prediction: str, golden_answers: Sequence[str]) -> float:
     Substrings are of characters: gold "no" is found in "Norway". A golden answer that normalises to nothing ("The") matches only an answer
     that does so too; the released code finds it everywhere.
     """
+    return _sub_em(prediction, golden_answers, normalise_squad)
+
+
+def sub_em_r1_searcher(prediction: str, golden_answers: Sequence[str]) -> float:
+    """Substring match after R1-Searcher's normalisation (its ``cover_exact_match_score_2``, which its tables do not show)."""
+    return _sub_em(prediction, golden_answers, normalise_r1_searcher)
+
+
+def _sub_em(prediction: str, golden_answers: Sequence[str], normalise: Normaliser) -> float:
     if not prediction.strip():
         return 0.0
-    normal = normalise_squad(prediction)
-    forms = map(normalise_squad, golden_answers)
-    return float(any(form in normal if form else not normal for form in forms))
+    normal = normalise(prediction)
+    return float(any(form in normal if form else not normal for form in map(normalise, golden_answers)))
 
 
 def cover_em(prediction: str, golden_answers: Sequence[str]) -> float:
     """Whether every token of a golden answer is among the answer's tokens, in any order (R1-Searcher's ACC_R, its normaliser)."""
+    return _cover_em(prediction, golden_answers, normalise_r1_searcher)
+
+
+def cover_em_squad(prediction: str, golden_answers: Sequence[str]) -> float:
+    """Cover match after SQuAD's normalisation; no released code has it."""
+    return _cover_em(prediction, golden_answers, normalise_squad)
+
+
+def _cover_em(prediction: str, golden_answers: Sequence[str], normalise: Normaliser) -> float:
     if not prediction.strip():
         return 0.0
     # split(" ") and not split(): a text that normalises to nothing has the one token "", and so matches only its like
-    tokens = set(normalise_r1_searcher(prediction).split(" "))
-    return float(any(tokens.issuperset(normalise_r1_searcher(gold).split(" ")) for gold in golden_answers))
+    tokens = set(normalise(prediction).split(" "))
+    return float(any(tokens.issuperset(normalise(gold).split(" ")) for gold in golden_answers))
 
 
 def f1(prediction: str, golden_answers: Sequence[str]) -> float:

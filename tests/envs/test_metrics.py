@@ -55,10 +55,40 @@ def test_answer_metrics(
     assert metrics.f1_r1_searcher(prediction, gold) == f1_r1_searcher, reason
 
 
+@pytest.mark.parametrize(
+    ("prediction", "gold", "em_r1_searcher", "sub_em_r1_searcher", "cover_em_squad", "reason"),
+    [
+        ("the PARIS.", ["Paris"], 1, 1, 1, "equal once normalised"),
+        ("U S", ["U.S."], 1, 1, 0, "R1-Searcher blanks the points: u s; SQuAD deletes them: us"),
+        ("US", ["U.S."], 0, 0, 1, "the other way round"),
+        ("the U.S. Army", ["US"], 0, 0, 1, "u s army has no us; SQuAD: us army"),
+        ("O'Brien", ["O’Brien"], 1, 1, 0, "typographic quote: only R1-Searcher knows it"),
+        ("snake case", ["snake_case"], 1, 1, 0, "an underscore is a blank: only for R1-Searcher"),
+        ("True", ["yes"], 1, 1, 0, "R1-Searcher: True means yes"),
+        ("France Paris", ["Paris, France"], 0, 0, 1, "order matters to a substring, not to tokens"),
+        ("Norway", ["no"], 0, 1, 0, "a substring of characters, not a token"),
+        ("Rome", ["Paris", "Rome"], 1, 1, 1, "the best golden answer counts"),
+        ("", ["", "The"], 0, 0, 0, "a blank answer is never right"),
+        ("Paris", ["!!!"], 0, 0, 0, "a golden answer that normalises to nothing is not in everything"),
+        ("---", ["!!!"], 1, 1, 1, "such an answer can still be given"),
+        ("Paris", [], 0, 0, 0, "no golden answer"),
+    ],
+)
+def test_answer_metrics_after_the_other_normalisation(
+    prediction: str, gold: list[str], em_r1_searcher: float, sub_em_r1_searcher: float, cover_em_squad: float, reason: str
+) -> None:
+    assert metrics.em_r1_searcher(prediction, gold) == em_r1_searcher, reason
+    assert metrics.sub_em_r1_searcher(prediction, gold) == sub_em_r1_searcher, reason
+    assert metrics.cover_em_squad(prediction, gold) == cover_em_squad, reason
+
+
 @given(st.text(), st.lists(st.text(), max_size=3))
 def test_an_exact_match_is_also_every_looser_match(prediction: str, gold: list[str]) -> None:
     if metrics.em(prediction, gold):
-        assert metrics.sub_em(prediction, gold) == metrics.f1(prediction, gold) == 1
+        assert metrics.sub_em(prediction, gold) == metrics.f1(prediction, gold) == metrics.cover_em_squad(prediction, gold) == 1
+    if metrics.em_r1_searcher(prediction, gold):
+        looser = (metrics.sub_em_r1_searcher, metrics.f1_r1_searcher, metrics.cover_em)
+        assert all(metric(prediction, gold) == 1 for metric in looser)
     for value in (metrics.f1(prediction, gold), metrics.f1_r1_searcher(prediction, gold)):
         assert 0 <= value <= 1
 
