@@ -40,6 +40,9 @@ class TurnRecord:
         Time spent in the retriever; not part of equality.
     counters
         At the end of an episode that searched: what ``env.unwrapped.search_counters()`` gave after this call, else empty; not part of equality.
+    scores
+        The retriever's score of each of ``passages``, for agents that merge the results of several searches; not part of equality, because the last
+        digits of a score can depend on what else was asked in the same call.
     """
 
     env_tokens: NDArray[np.int32]
@@ -48,6 +51,7 @@ class TurnRecord:
     passages: tuple[Passage, ...]
     seconds: float
     counters: Mapping[str, float] = field(default_factory=dict)
+    scores: tuple[float, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -183,7 +187,8 @@ class Episode:
         segment, text, action = self._pending
         self._pending = None
         self._append(segment, 1)
-        passages = tuple(hit.passage for hit in hits) if hits is not None else ()
+        passages = tuple(hit.passage for hit in hits or ())
+        scores = tuple(float(hit.score) for hit in hits or ())
         turn_number = len(self.turns) + 1
         observation, ids = "", np.empty(0, dtype=np.int32)
         if backend_error is not None:
@@ -205,7 +210,7 @@ class Episode:
         counters: Mapping[str, float] = {}
         if self.done and (self.backend_error is not None or any(turn.searched for turn in self.turns)):
             counters = self.rules.search_counters()
-        record = TurnRecord(ids, len(segment), self.loss_mask, passages, seconds, counters)
+        record = TurnRecord(ids, len(segment), self.loss_mask, passages, seconds, counters, scores)
         info: dict[str, Any] = {
             "question_id": self.question.id,
             "question": self.question.question,
