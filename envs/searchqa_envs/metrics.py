@@ -26,7 +26,8 @@ from searchqa_envs.normalise import normalise_r1_searcher, normalise_squad
 
 Normaliser = Callable[[str], str]
 
-_CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
+CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
+"""Normal forms that R1-Searcher's F1 counts as right or wrong, with nothing between."""
 
 
 def em(prediction: str, golden_answers: Sequence[str]) -> float:
@@ -90,7 +91,7 @@ def f1(prediction: str, golden_answers: Sequence[str]) -> float:
     if not prediction.strip():
         return 0.0
     normal = normalise_squad(prediction)
-    return max((_token_f1(normal, normalise_squad(gold)) for gold in golden_answers), default=0.0)
+    return max((token_f1(normal, normalise_squad(gold)) for gold in golden_answers), default=0.0)
 
 
 def f1_r1_searcher(prediction: str, golden_answers: Sequence[str]) -> float:
@@ -104,13 +105,13 @@ def f1_r1_searcher(prediction: str, golden_answers: Sequence[str]) -> float:
     best = 0.0
     for gold in golden_answers:
         form = normalise_r1_searcher(gold)
-        if normal != form and (normal in _CLOSED_ANSWERS or form in _CLOSED_ANSWERS):
+        if normal != form and (normal in CLOSED_ANSWERS or form in CLOSED_ANSWERS):
             continue
-        best = max(best, _token_f1(normal, form))
+        best = max(best, token_f1(normal, form))
     return best
 
 
-def _token_f1(prediction: str, gold: str) -> float:
+def token_f1(prediction: str, gold: str) -> float:
     """F1 of two normal forms as bags of tokens; equal forms give 1, also when both are empty (SQuAD 2.0's rule)."""
     if prediction == gold:
         return 1.0
