@@ -54,7 +54,8 @@ class Written(NamedTuple):
     """What a server wrote.
 
     ``ids`` and ``logprobs`` are None where it gives text only; with ``tools`` the ids are ours, made of its calls. ``ended``: it stopped by itself, not
-    at the longest length; ``stop`` is the stop string that it names as the reason.
+    at the longest length; ``stop`` is the stop string that it names as the reason. The numbers of tokens are
+    those that a server of text tells.
     """
 
     text: str
@@ -62,6 +63,8 @@ class Written(NamedTuple):
     stop: str | None = None
     ids: list[int] | None = None
     logprobs: list[float] | None = None
+    prompt_tokens: int | None = None
+    generated_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -165,13 +168,8 @@ def _sglang_read(answer: Any, prompt: Prompt) -> Written:
 
 
 def _text_sampling(sampling: Sampling, seed: int) -> dict[str, Any]:
-    return {
-        "max_tokens": sampling.max_new_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "seed": seed,
-        "stop": list(sampling.stop),
-    }
+    body = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
+    return body | ({"stop": list(sampling.stop)} if sampling.stop else {})  # OpenAI refuses an empty list
 
 
 def _completions_body(prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
@@ -179,7 +177,12 @@ def _completions_body(prompt: Prompt, sampling: Sampling, seed: int) -> dict[str
 
 
 def _chat_body(prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
-    return {"messages": prompt.content, **_text_sampling(sampling, seed)}
+    body = {"messages": prompt.content, **_text_sampling(sampling, seed)}
+    assert isinstance(prompt.content, list)
+    last = prompt.content[-1]
+    if isinstance(last, dict) and last["role"] == "assistant":  # vLLM's and SGLang's; servers that cannot go on with a reply refuse it
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    return body
 
 
 def _completions_read(answer: Any, prompt: Prompt) -> Written:
@@ -193,7 +196,7 @@ def _chat_read(answer: Any, prompt: Prompt) -> Written:
 def _tools_body(prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
     assert isinstance(prompt.content, Conversation)
     body = _text_sampling(sampling, seed)
-    del body["stop"]  # what ends a message is the server's and the chat template's: no tags are written
+    body.pop("stop", None)  # what ends a message is the server's and the chat template's: no tags are written
     return {"messages": prompt.content.messages, "tools": TOOLS, **body}
 
 
@@ -208,7 +211,16 @@ def _tools_read(answer: Any, prompt: Prompt) -> Written:
 def _text_choice(answer: Any, *path: str) -> Written:
     choice = _get(answer, dict, "choices", 0)
     stop = choice.get("stop_reason")  # not OpenAI's: vLLM and others name the stop string
-    return Written(_get(choice, str, *path), _ended(_get(choice, str, "finish_reason")), stop if isinstance(stop, str) else None)
+    usage = answer.get("usage")
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    return Written(
+        _get(choice, str, *path),
+        _ended(_get(choice, str, "finish_reason")),
+        stop if isinstance(stop, str) else None,
+        None,
+        None,
+        *(count if isinstance(count, int) and not isinstance(count, bool) else None for count in counts),
+    )
 
 
 PROTOCOLS = {

@@ -17,9 +17,9 @@ import json
 import os
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import numpy as np
@@ -31,6 +31,8 @@ from searchqa_envs.dialects import Dialect, get_dialect
 from searchqa_envs.errors import ConfigurationError, SearchQAError
 from searchqa_envs.tokenizers.base import Tokenizer
 from searchqa_retrievers.http_client import retry_after_seconds
+
+Made = TypeVar("Made")
 
 CONNECT_SECONDS = 10.0
 """Longest wait for a connection."""
@@ -148,13 +150,21 @@ class CompletionServerLM:
         """Send one request; the future raises :class:`ServerUnavailable` or :class:`ServerAnswerError`. Cancelling it drops the connection."""
         return asyncio.run_coroutine_threadsafe(self._ask(prompt, sampling, seed), _event_loop(os.getpid()))
 
+    def write(self, prompt: Prompt, sampling: Sampling, seed: int) -> Future[Written]:
+        """:meth:`ask` for what the server wrote, as it is: no segment is made of it."""
+        return asyncio.run_coroutine_threadsafe(self._written(prompt, sampling, seed, lambda written: written), _event_loop(os.getpid()))
+
     async def _ask(self, prompt: Prompt, sampling: Sampling, seed: int) -> Segment:
+        segment = self._id_segment if self.returns_ids else self._text_segment
+        return await self._written(prompt, sampling, seed, lambda written: segment(written, sampling))
+
+    async def _written(self, prompt: Prompt, sampling: Sampling, seed: int, made: Callable[[Written], Made]) -> Made:
+        """What is ``made`` of the server's answer."""
         body = self.protocol.body(prompt, sampling, seed) | ({"model": self._model} if self._model is not None else {})
         async with self._free:
             content = await self._post(json.dumps(body).encode())
         try:
-            written = self.protocol.read(json.loads(content), prompt)
-            return self._id_segment(written, sampling) if self.returns_ids else self._text_segment(written, sampling)
+            return made(self.protocol.read(json.loads(content), prompt))
         except ValueError as error:  # json.JSONDecodeError is one
             raise ServerAnswerError(
                 f"The answer of {self.url} cannot be used: {error}. Choose the protocol that the server speaks "

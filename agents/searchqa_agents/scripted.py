@@ -1,31 +1,82 @@
 """Scripted agents: baselines, the world's oracle, and the lazy and the shy oracle that demonstrate.
 
-An agent is a generator function: it yields the text of a segment and gets back the environment's info. It acts in rollouts like any language
-model; its text is encoded once, by itself, so the ids are its own.
+An agent is a generator function: it yields the text of a segment and gets back the environment's info, or yields an :class:`Ask` and gets back what
+a language model wrote. It acts in rollouts like any language model; its text is encoded once, by itself, so the ids are its own.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from searchqa_agents.language_model import IntArray, Sampling, Segment, Session
-from searchqa_envs.dialects import Dialect, get_dialect
+from searchqa_envs.dialects import Dialect, get_dialect, neutralise, reserved_strings
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.questions import Question, QuestionSource
+from searchqa_envs.search_controls import SEPARATOR
 from searchqa_envs.tokenizers.base import Tokenizer
 
+if TYPE_CHECKING:
+    from searchqa_agents.writer import Writer
+
 Info = Mapping[str, Any]
+Message = tuple[str, str]
+"""Role (system, user or assistant) and text."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a script asks of its language model. A last message of the assistant's is the beginning of the reply, which the model goes on with."""
+
+    messages: tuple[Message, ...]
+    max_tokens: int
+    """longest reply"""
+    stop: tuple[str, ...] = ()
+    """the reply ends before the first of these strings"""
+    plain: bool = False
+    """one user message, continued as text without a chat template"""
+    temperature: float | None = None
+    """None: the agent's own, for the three of these"""
+    top_p: float | None = None
+    top_k: int | None = None
+    documents: tuple[str, ...] = ()
+    """parts of the messages that are shortened, and at last left out, where the prompt is too long; the first ones first"""
+    max_prompt_tokens: int | None = None
+    """longest prompt, for models whose tokenizer is known; None: as long as the model's positions reach"""
+
+
+class Reply(NamedTuple):
+    """What the language model wrote. The counts are None where a server does not tell them."""
+
+    text: str
+    """without the stop string and what follows"""
+    stop: str | None
+    """the stop string that ended it, where it is known"""
+    finished: bool
+    """False: cut at ``max_tokens``"""
+    prompt_tokens: int | None = None
+    generated_tokens: int | None = None
+    cut_tokens: int = 0
+    """how many tokens of documents did not fit into the prompt"""
 
 
 class Task(NamedTuple):
-    """What an agent has to act on: the question, the dialect to write in, and its own randomness."""
+    """What an agent has to act on: the question, the dialect to write in, and its own randomness.
+
+    ``max_turns`` is the number of segments that the environment takes, the answer included. ``thinking``: the prompt ends with an opened thought.
+    """
 
     question: Question
     dialect: Dialect
     rng: np.random.Generator
+    max_turns: int
+    max_segment_tokens: int
+    tokenizer: Tokenizer
+    thinking: bool
 
     def search(self, query: str) -> str:
         """Text that searches."""
@@ -39,8 +90,69 @@ class Task(NamedTuple):
         """Text that reasons."""
         return f"{self.dialect.think_open}{text}{self.dialect.think_close}"
 
+    def segment(self, kind: Literal["search", "answer"], text: str, thought: str = "") -> str:
+        """A thought and an action, whatever they say.
 
-Script = Callable[[Task], Generator[str, Info, None]]
+        Tags and control tokens in them are defused, so that the segment means this action and no other. Where it is longer than a segment may be,
+        the thought is cut, and then the text. Where the prompt opens a thought (R1-Searcher), searches stand inside it and the answer behind its end.
+        A search for nothing is left as it is: R1-Searcher's rules take it for no action.
+
+        Raises
+        ------
+        ConfigurationError
+            If not even the tags fit into ``max_segment_tokens``.
+        """
+        dialect = self.dialect
+        text, thought = self._defused(text), self._defused(thought)
+        if kind == "search" and dialect.controls is not None:
+            text = text.replace(SEPARATOR, " ")  # what follows it would be read as controls
+
+        def written(thought: str, text: str) -> str:
+            action = self.search(text) if kind == "search" else self.answer(text)
+            if self.thinking:
+                return f"{thought}{action}" if kind == "search" else f"{thought}{dialect.think_close}\n\n{action}"
+            return f"{self.think(thought)}{action}" if thought else action
+
+        def fits(segment: str) -> bool:
+            return len(self.tokenizer.encode(segment)) <= self.max_segment_tokens
+
+        if not fits(written("", "")):
+            raise ConfigurationError(
+                f"max_segment_tokens must hold at least the tags of {kind} in dialect {dialect.name!r}; got {self.max_segment_tokens}."
+            )
+        if fits(whole := written(thought, text)):
+            return _Complete(whole)
+        if fits(written("", text)):
+            return _Complete(written(_longest(thought, lambda cut: fits(written(cut, text))), text))
+        return _Complete(written("", _longest(text, lambda cut: fits(written("", cut)))))
+
+    def _defused(self, text: str) -> str:
+        text = text.encode("utf-8", "replace").decode().strip()  # no halves of surrogate pairs
+        normalise = getattr(self.tokenizer, "normalise", None)
+        text = text if normalise is None else normalise(text)
+        if text and unicodedata.combining(text[0]):
+            text = f" {text}"  # it would combine with the end of the tag before it
+        return neutralise(text, reserved_strings(self.dialect.tags, self.tokenizer.reserved))
+
+
+class _Complete(str):
+    """A segment that heeds how the prompt ends."""
+
+
+def _longest(text: str, fits: Callable[[str], bool]) -> str:
+    """A beginning of ``text`` that fits and is as long as bisection finds; empty if none does."""
+    best, shortest, longest = "", 1, len(text)
+    while shortest <= longest:
+        middle = (shortest + longest) // 2
+        if fits(text[:middle]):
+            best, shortest = text[:middle], middle + 1
+        else:
+            longest = middle - 1
+    return best
+
+
+Script = Callable[[Task], Generator[str | Ask, Any, None]]
+"""Yields a segment and is sent the environment's :data:`Info`, or yields an :class:`Ask` and is sent its :class:`Reply`."""
 
 
 def direct(guess: str = "") -> Script:
@@ -50,6 +162,11 @@ def direct(guess: str = "") -> Script:
         yield task.answer(guess)
 
     return script
+
+
+def gold_answer(task: Task) -> Generator[str, Info, None]:
+    """Answers at once with the first golden answer: demonstrations for fine-tuning without search."""
+    yield task.answer(task.question.golden_answers[0])
 
 
 def search_once(task: Task) -> Generator[str, Info, None]:
@@ -131,6 +248,7 @@ def _guess(task: Task, last_read: str) -> str:
 
 SCRIPTS: dict[str, Script] = {
     "direct": direct(),
+    "answer": gold_answer,
     "search_once": search_once,
     "oracle": oracle(),
     "lazy_oracle": oracle(lazy=0.6),
@@ -152,14 +270,25 @@ class ScriptedAgent:
         A name of ``SCRIPTS`` or a generator function from a :class:`Task`.
     source
         Where the questions come from (``venv.unwrapped.source``).
-    tokenizer, dialect
+    tokenizer, dialect, max_turns
         The environment's.
+    writer
+        The language model, for scripts that ask one.
     """
 
     returns_ids = True
     returns_logprobs = False
 
-    def __init__(self, script: str | Script, source: QuestionSource, tokenizer: Tokenizer, dialect: str | Dialect) -> None:
+    def __init__(
+        self,
+        script: str | Script,
+        source: QuestionSource,
+        tokenizer: Tokenizer,
+        dialect: str | Dialect,
+        *,
+        max_turns: int = 5,
+        writer: Writer | None = None,
+    ) -> None:
         if isinstance(script, str):
             if script not in SCRIPTS:
                 raise ConfigurationError(f"script must be one of {sorted(SCRIPTS)} or a generator function; got {script!r}.")
@@ -168,12 +297,14 @@ class ScriptedAgent:
         self.source = source
         self.tokenizer = tokenizer
         self.dialect = get_dialect(dialect)
+        self.max_turns = max_turns
+        self.writer = writer
 
     @classmethod
-    def for_env(cls, script: str | Script, env: Any) -> ScriptedAgent:
-        """The agent for a (vector) environment: its questions, tokenizer and dialect."""
+    def for_env(cls, script: str | Script, env: Any, writer: Writer | None = None) -> ScriptedAgent:
+        """The agent for a (vector) environment: its questions, tokenizer, dialect and turns."""
         base = env.unwrapped
-        return cls(script, base.source, base.tokenizer, base.dialect)
+        return cls(script, base.source, base.tokenizer, base.dialect, max_turns=base.rules.max_turns, writer=writer)
 
     def start(self, seeds: Sequence[int], sampling: Sampling) -> ScriptedSession:
         """Begin as many episodes as there are seeds."""
@@ -181,45 +312,107 @@ class ScriptedAgent:
 
 
 class ScriptedSession(Session):
-    """Scripts under way."""
+    """Scripts under way.
+
+    What they ask of the language model waits until no segment is left to hand over, and then goes out at once for all rows, so that batches are large.
+    """
 
     def __init__(self, agent: ScriptedAgent, seeds: Sequence[int], sampling: Sampling) -> None:
         self._agent = agent
         self._sampling = sampling
         self._seeds = seeds
-        self._running: dict[int, Generator[str, Info, None]] = {}
+        self._running: dict[int, Generator[str | Ask, Any, None]] = {}
+        self._thinking: set[int] = set()  # rows whose prompt opens a thought, until their first segment
+        self._asking: dict[int, Ask] = {}
+        self._replies: dict[int, list[Reply]] = {}
         self._written: list[tuple[int, Segment]] = []
 
     def submit(self, rows: Sequence[int], contexts: Sequence[IntArray], infos: Sequence[Info]) -> None:
-        """Write the next segment of each row's script; end of sequence from one that has nothing left to say."""
+        """Go on with each row's script; end of sequence from one that has nothing left to say."""
         for row, context, info in zip(rows, contexts, infos, strict=True):
-            text = self._first(row, context, info) if row not in self._running else self._next(row, info)
-            ids = [self._agent.tokenizer.eos_id] if text is None else self._agent.tokenizer.encode(text)
-            self._written.append((row, Segment(np.array(ids[: self._sampling.max_new_tokens], dtype=np.int32))))
+            if row in self._running:
+                self._go_on(row, info)
+            else:
+                self._begin(row, context, info)
+                self._go_on(row, None)
 
     def collect(self) -> list[tuple[int, Segment]]:
-        """All segments asked for."""
+        """The segments that are there; if none is, those of the scripts that have none left to ask for after the next batch of replies."""
+        while self._asking and not self._written:
+            asking, self._asking = self._asking, {}
+            for row, reply in zip(asking, self._ask(asking), strict=True):
+                self._replies[row].append(reply)
+                self._go_on(row, reply)
         written, self._written = self._written, []
         return written
+
+    def usage(self, row: int) -> Mapping[str, float]:
+        """How often a row's script asked, and the tokens of that; a count that a server does not tell is left out.
+
+        ``cut_tokens`` is there where documents did not fit into prompts.
+        """
+        replies = self._replies.get(row, [])
+        if self._agent.writer is None:
+            return {}
+        counts = {"calls": float(len(replies))}
+        for name in ("prompt_tokens", "generated_tokens"):
+            values: list[int | None] = [getattr(reply, name) for reply in replies]
+            if None not in values:
+                counts[name] = float(sum(value or 0 for value in values))
+        cut = sum(reply.cut_tokens for reply in replies)
+        return counts | ({"cut_tokens": float(cut)} if cut else {})
 
     def release(self, rows: Sequence[int]) -> None:
         """Forget the scripts of these rows."""
         for row in rows:
-            self._running.pop(row, None)
+            for kept in (self._running, self._asking, self._replies):
+                kept.pop(row, None)
+            self._thinking.discard(row)
+        self._written = [(row, segment) for row, segment in self._written if row not in rows]
 
-    def _first(self, row: int, context: IntArray, info: Info) -> str:
+    def _begin(self, row: int, context: IntArray, info: Info) -> None:
         agent = self._agent
         question = agent.source[agent.source.index_of(info["question_id"])]
-        self._running[row] = agent.script(Task(question, agent.dialect, np.random.default_rng(self._seeds[row])))
-        text = next(self._running[row])
-        prompt_end = agent.tokenizer.decode(context[-64:].tolist()).rstrip()
-        if prompt_end.endswith(agent.dialect.think_open):  # R1-Searcher's prompt leaves reasoning open
-            opens = text.startswith(agent.dialect.think_open)
-            text = text.removeprefix(agent.dialect.think_open) if opens else agent.dialect.think_close + text
-        return text
+        thinking = agent.tokenizer.decode(context[-64:].tolist()).rstrip().endswith(agent.dialect.think_open)
+        rng = np.random.default_rng(self._seeds[row])
+        task = Task(question, agent.dialect, rng, agent.max_turns, self._sampling.max_new_tokens, agent.tokenizer, thinking)
+        self._running[row] = agent.script(task)
+        self._replies[row] = []
+        if thinking:
+            self._thinking.add(row)
 
-    def _next(self, row: int, info: Info) -> str | None:
+    def _go_on(self, row: int, sent: Info | Reply | None) -> None:
+        tokenizer = self._agent.tokenizer
         try:
-            return self._running[row].send(info)
+            said = self._running[row].send(sent)
         except StopIteration:
-            return None
+            said = None
+        if isinstance(said, Ask):
+            self._asking[row] = said
+            return
+        ids = [tokenizer.eos_id] if said is None else tokenizer.encode(self._after_prompt(row, said))
+        self._written.append((row, Segment(np.array(ids[: self._sampling.max_new_tokens], dtype=np.int32))))
+
+    def _after_prompt(self, row: int, text: str) -> str:
+        """The first segment behind a prompt that opens a thought, as R1-Searcher's does: goes on with the thought, or closes it."""
+        if row not in self._thinking:
+            return text
+        self._thinking.discard(row)
+        think_open, think_close = self._agent.dialect.think_open, self._agent.dialect.think_close
+        if isinstance(text, _Complete):
+            return text
+        return text.removeprefix(think_open) if text.startswith(think_open) else think_close + text
+
+    def _ask(self, asking: Mapping[int, Ask]) -> list[Reply]:
+        writer = self._agent.writer
+        if writer is None:
+            raise ConfigurationError(
+                "This script asks a language model, and it was given none. Make the agent with writer=Writer(model, tokenizer)."
+            )
+        seeds = [ask_seed(self._seeds[row], len(self._replies[row])) for row in asking]
+        return writer.write(list(asking.values()), seeds)
+
+
+def ask_seed(episode_seed: int, number: int) -> int:
+    """The seed in [0, 2**31) of an episode's ``number``-th ask, counted from 0."""
+    return int(np.random.SeedSequence((episode_seed, number)).generate_state(1)[0]) >> 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +80,15 @@ def episode():
 def random_episodes():
     """See :func:`made_random_episodes`."""
     return made_random_episodes
+
+
+@pytest.fixture(scope="session")
+def scripted_lm():
+    """The module ``scripted_lm.py``: a language model that says what a function of the prompt says, in this process and behind HTTP."""
+    spec = importlib.util.spec_from_file_location("scripted_lm", Path(__file__).with_name("scripted_lm.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,258 @@
+"""From what scripts ask of a language model to its replies, with any :class:`~searchqa_agents.language_model.LanguageModel`.
+
+=============================== ====================================================== ==================================================================
+model                           messages go out as                                     ``plain`` asks go out as
+=============================== ====================================================== ==================================================================
+with ids (transformers,         ids of the tokenizer's chat template; where it has     ids of the text
+``vllm``, ``sglang``)           none, the texts with an empty line between them
+protocol ``chat``               messages                                               one user message: the server puts its template round it
+protocol ``completions``        the texts with an empty line between them              text
+=============================== ====================================================== ==================================================================
+
+A last message of the assistant's is continued: as ids and text it follows the rest; to ``chat`` servers ``continue_final_message`` says so (vLLM,
+SGLang), and others refuse it.
+
+A prompt longer than :attr:`Ask.max_prompt_tokens`, or than the model's positions less the reply, loses text of :attr:`Ask.documents`, and of nothing
+else; one that is still too long is a :class:`PromptTooLong`. That needs the model's tokenizer: of text protocols the server decides, and refuses.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from searchqa_agents.language_model import IntArray, LanguageModel, Sampling, Segment
+from searchqa_agents.scripted import Ask, Message, Reply
+from searchqa_envs.dialects import neutralise
+from searchqa_envs.errors import ConfigurationError
+from searchqa_envs.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from searchqa_agents.completion_server import CompletionServerLM
+
+logger = logging.getLogger(__name__)
+
+
+class PromptTooLong(ConfigurationError):
+    """A prompt does not fit, even without the documents in it."""
+
+
+class Writer:
+    """A language model that scripts ask.
+
+    Parameters
+    ----------
+    model
+        Any language model, a server of protocol ``tools`` excepted.
+    tokenizer
+        That of the environment, which models with ids share. Not used with text protocols.
+    temperature, top_p, top_k
+        For asks that say nothing of these; see :class:`Sampling`.
+
+    Raises
+    ------
+    ConfigurationError
+        For protocol ``tools``.
+    """
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> None:
+        from searchqa_agents.completion_server import CompletionServerLM
+
+        self.model = model
+        self.tokenizer = tokenizer
+        self._server: CompletionServerLM | None = None
+        if isinstance(model, CompletionServerLM):
+            if model.tools:
+                raise ConfigurationError(
+                    "A baseline writes text, and protocol tools calls tools. Use protocol chat, completions, vllm or sglang."
+                )
+            if not model.returns_ids:
+                self._server = model
+        self._own = Sampling(1, (), temperature, top_p, top_k)
+        self._warned: set[str] = set()
+        self._control = _control_tokens(tokenizer)
+        self._most_positions: int | None = None
+        if self._server is None:
+            config = getattr(getattr(model, "model", None), "config", None)
+            self._most_positions = getattr(config, "max_position_embeddings", None)
+
+    def write(self, asks: Sequence[Ask], seeds: Sequence[int]) -> list[Reply]:
+        """A reply to each ask, in their order; those of equal sampling are generated as one batch.
+
+        Parameters
+        ----------
+        asks
+            What to write.
+        seeds
+            One in [0, 2**31) for each: with the prompt it determines the reply, as far as the model's noise is a function of seeds.
+
+        Raises
+        ------
+        PromptTooLong
+            See the module.
+        ServerUnavailable, ServerAnswerError
+            As :class:`~searchqa_agents.completion_server.CompletionServerLM` does.
+        """
+        if self._server is not None:
+            return self._by_text(self._server, asks, seeds)
+        replies: dict[int, Reply] = {}
+        batches: dict[Sampling, list[int]] = {}
+        for place, ask in enumerate(asks):
+            batches.setdefault(self._sampling(ask), []).append(place)
+        for sampling, places in batches.items():
+            prompts = [self._encoded(asks[place]) for place in places]
+            session = self.model.start([seeds[place] for place in places], sampling)
+            rows = range(len(places))
+            try:
+                segments = session.generate(rows, [ids for ids, _ in prompts], [{}] * len(places))
+            finally:  # a session may hold connections and memory
+                session.release(rows)
+            for place, (ids, cut), segment in zip(places, prompts, segments, strict=True):
+                replies[place] = self._reply(segment, sampling, len(ids), cut)
+        return [replies[place] for place in range(len(asks))]
+
+    def stamp(self) -> dict[str, Any]:
+        """In which form prompts go out, and what of the sampling does not, as plain values."""
+        form = "chat template" if self._server is None and getattr(self.tokenizer, "chat_prompt", lambda text: None)("") else "text"
+        if self._server is not None and self._server.chat:
+            form = "messages"
+        said = {"prompts": form, "temperature": self._own.temperature, "top_p": self._own.top_p, "top_k": self._own.top_k}
+        return said | ({} if self._server is None else {"top_k_sent": False})
+
+    def _sampling(self, ask: Ask) -> Sampling:
+        own = self._own
+        temperature = own.temperature if ask.temperature is None else ask.temperature
+        top_p, top_k = own.top_p if ask.top_p is None else ask.top_p, own.top_k if ask.top_k is None else ask.top_k
+        return Sampling(ask.max_tokens, ask.stop, temperature, top_p, top_k)
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning("%s This is said once.", text)
+
+    # -- ids -----------------------------------------------------------------------------------------------------------------------------
+
+    def _encoded(self, ask: Ask) -> tuple[IntArray, int]:
+        """The prompt's ids, and how many tokens of documents did not fit."""
+        limits = [ask.max_prompt_tokens, None if self._most_positions is None else self._most_positions - ask.max_tokens]
+        limit = min([given for given in limits if given is not None], default=None)
+        messages = ask.messages
+        ids = self.tokenizer.encode(self._text(ask, messages))
+        whole = len(ids)
+        for document in ask.documents:
+            if limit is None or len(ids) <= limit:
+                break
+            kept, shortest, longest = "", 0, len(document)
+            while shortest < longest:  # the longest beginning of the document with which the prompt fits is in [shortest, longest)
+                middle = (shortest + longest) // 2
+                if len(self.tokenizer.encode(self._text(ask, _with(messages, document, document[:middle])))) <= limit:
+                    kept, shortest = document[:middle], middle + 1
+                else:
+                    longest = middle
+            messages = _with(messages, document, kept)
+            ids = self.tokenizer.encode(self._text(ask, messages))
+        if limit is not None and len(ids) > limit:
+            raise PromptTooLong(
+                f"A prompt must have at most {limit} tokens here, beside the {ask.max_tokens} of the reply; got {len(ids)} without its documents. "
+                "Choose a model with more positions, or lower the length of the reply."
+            )
+        if len(ids) < whole:
+            self._warn(f"A prompt of {whole} tokens was longer than {limit}: documents in it were cut.")
+        return np.array(ids, dtype=np.int32), whole - len(ids)
+
+    def _text(self, ask: Ask, messages: Sequence[Message]) -> str:
+        """The prompt as text; control tokens of the template that stand in messages are defused."""
+        messages = [(role, self._defused(text)) for role, text in messages]
+        if ask.plain:
+            return _only_text(messages)
+        chat = getattr(self.tokenizer, "chat_prompt", None)
+        if chat is None or chat("") is None:
+            return as_text(messages)
+        begun = messages.pop()[1] if len(messages) > 1 and messages[-1][0] == "assistant" else ""
+        system = messages.pop(0)[1] if messages[0][0] == "system" else None
+        if [role for role, _ in messages] != ["user"]:
+            raise ConfigurationError(
+                "An ask to a chat template is one user message, with a system message before it and the reply's beginning behind it if need be; "
+                f"got {[role for role, _ in ask.messages]}."
+            )
+        return f"{chat(messages[0][1], system)}{begun}"
+
+    def _defused(self, text: str) -> str:
+        normalise = getattr(self.tokenizer, "normalise", None)
+        return neutralise(text if normalise is None else normalise(text), self._control) if self._control else text
+
+    def _reply(self, segment: Segment, sampling: Sampling, prompt_tokens: int, cut: int) -> Reply:
+        ids = segment.ids.tolist()
+        written = b"".join(self.tokenizer.pieces(ids))
+        found = [(written.index(stop.encode()), stop) for stop in sampling.stop if stop.encode() in written]
+        end, stop = min(found, default=(len(written), None), key=lambda place: place[0])
+        finished = stop is not None or len(ids) < sampling.max_new_tokens or ids[-1] == self.tokenizer.eos_id
+        text = written[:end].decode("utf-8", "replace")
+        return Reply(text if finished else text.rstrip("\ufffd"), stop, finished, prompt_tokens, len(ids), cut)
+
+    # -- text ----------------------------------------------------------------------------------------------------------------------------
+
+    def _by_text(self, server: CompletionServerLM, asks: Sequence[Ask], seeds: Sequence[int]) -> list[Reply]:
+        from searchqa_agents.completion_protocols import Prompt
+
+        futures = []
+        for ask, seed in zip(asks, seeds, strict=True):
+            sampling = self._sampling(ask)
+            if sampling.top_k:
+                self._warn(f"OpenAI-compatible servers know no top_k: {sampling.top_k} is left out.")
+            if server.chat:
+                content: Any = [{"role": role, "content": text} for role, text in ask.messages]
+            else:
+                content = _only_text(ask.messages) if ask.plain else as_text(ask.messages)
+            futures.append(server.write(Prompt(content, self.tokenizer.eos_id, self.tokenizer.pad_id), sampling, seed))
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                if future.done():
+                    future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+        replies = []
+        for ask, future in zip(asks, futures, strict=True):
+            written = future.result()
+            found = [(written.text.index(stop), stop) for stop in ask.stop if stop in written.text]
+            end, stop = min(found, default=(len(written.text), None), key=lambda place: place[0])
+            if stop is None and written.stop in ask.stop:
+                stop = written.stop
+            replies.append(
+                Reply(written.text[:end], stop, stop is not None or written.ended, written.prompt_tokens, written.generated_tokens)
+            )
+        return replies
+
+
+def as_text(messages: Sequence[Message]) -> str:
+    """Messages for a model without a chat template: an empty line between them, as in FlashRAG's ``PromptTemplate``; the reply's beginning directly behind."""
+    begun = [text for role, text in messages[-1:] if role == "assistant" and len(messages) > 1]
+    return "\n\n".join(text for _, text in messages[: len(messages) - len(begun)]) + "".join(begun)
+
+
+def _only_text(messages: Sequence[Message]) -> str:
+    if [role for role, _ in messages] != ["user"]:
+        raise ConfigurationError(f"A plain ask is one user message; got {[role for role, _ in messages]}.")
+    return messages[0][1]
+
+
+def _with(messages: Sequence[Message], document: str, kept: str) -> tuple[Message, ...]:
+    """The messages with the first occurrence of a document shortened."""
+    places = [place for place, (_, text) in enumerate(messages) if document in text]
+    if not places:
+        raise ValueError(f"Ask.documents are parts of the messages; this one is not: {document[:80]!r}.")
+    return tuple((role, text.replace(document, kept, 1) if place == places[0] else text) for place, (role, text) in enumerate(messages))
+
+
+def _control_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Control tokens that a message must not hold: those of the chat template, end of sequence and padding. Tags are a baseline's own to write."""
+    chat = getattr(tokenizer, "chat_prompt", None)
+    template = (chat("") if chat is not None else None) or ""
+    ends = ([tokenizer.eos_id], [tokenizer.pad_id])
+    return tuple(sorted(text for text in tokenizer.reserved if len(text) > 2 and (text in template or tokenizer.encode(text) in ends)))

@@ -1,0 +1,108 @@
+"""A language model that says what a function of the prompt says, in this process and behind HTTP; both record what they were asked."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+
+from searchqa_agents.language_model import Segment, Session
+
+
+class ScriptedLM:
+    """A real ``LanguageModel`` with ids: ``answer(prompt)`` is its text, cut at ``max_new_tokens`` and at the token that completes a stop string.
+
+    ``prompts`` and ``samplings`` are those of each request, ``seeds`` their seeds, ``batches`` the number of requests in each batch.
+    """
+
+    returns_ids = True
+    returns_logprobs = False
+
+    def __init__(self, tokenizer, answer):
+        self.tokenizer = tokenizer
+        self.answer = answer
+        self.prompts, self.samplings, self.seeds, self.batches = [], [], [], []
+
+    def start(self, seeds, sampling):
+        return _Session(self, seeds, sampling)
+
+
+class _Session(Session):
+    def __init__(self, lm, seeds, sampling):
+        self.lm, self.seeds, self.sampling, self.written = lm, seeds, sampling, []
+
+    def submit(self, rows, contexts, infos):
+        self.lm.batches.append(len(rows))
+        for row, context in zip(rows, contexts, strict=True):
+            prompt = self.lm.tokenizer.decode(context.tolist())
+            self.lm.prompts.append(prompt)
+            self.lm.samplings.append(self.sampling)
+            self.lm.seeds.append(self.seeds[row])
+            self.written.append((row, Segment(np.array(self.ids(self.lm.answer(prompt)), dtype=np.int32))))
+
+    def ids(self, text):
+        ids = []
+        for token in self.lm.tokenizer.encode(text)[: self.sampling.max_new_tokens]:
+            ids.append(token)
+            if any(stop in self.lm.tokenizer.decode(ids) for stop in self.sampling.stop):
+                return ids
+        return ids if len(ids) == self.sampling.max_new_tokens else [*ids, self.lm.tokenizer.eos_id]
+
+    def collect(self):
+        written, self.written = self.written, []
+        return written
+
+
+@contextmanager
+def serving_lm(answer, *, names_stop=True, usage=True):
+    """An OpenAI-compatible server of ``/v1/chat/completions`` and ``/v1/completions``; yields its address and the list of request bodies.
+
+    ``answer(prompt)`` is given the text of the last message of the user's with that of the assistant's behind it, or the prompt. Words are its tokens.
+    """
+    bodies = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            bodies.append(body)
+            chat = self.path == "/v1/chat/completions"
+            prompt = body.get("prompt")
+            if chat:
+                last_user = max(i for i, message in enumerate(body["messages"]) if message["role"] == "user")
+                prompt = "".join(message["content"] for message in body["messages"][last_user:])
+            text, reason, stop = answer(prompt), "stop", None
+            found = [(text.index(given), given) for given in body.get("stop", []) if given in text]
+            if found:
+                end, stop = min(found)
+                text = text[:end]
+            words = text.split(" ")
+            if len(words) > body["max_tokens"]:
+                text, reason, stop = " ".join(words[: body["max_tokens"]]), "length", None
+            choice = {"index": 0, "finish_reason": reason}
+            choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+            choice |= {"stop_reason": stop} if names_stop else {}
+            content = {"id": "1", "choices": [choice]}
+            if usage:
+                content["usage"] = {"prompt_tokens": len(json.dumps(body)), "completion_tokens": min(len(words), body["max_tokens"])}
+            sent = json.dumps(content).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(sent)))
+            self.end_headers()
+            self.wfile.write(sent)
+
+        def log_message(self, *arguments):
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", bodies
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
