@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from searchqa_agents.lost_back_end import LostBackEndError
 from searchqa_agents.trajectory import Trajectory, TurnSpan
 from searchqa_envs.dialects import Dialect
 from searchqa_envs.errors import ConfigurationError
-from searchqa_envs.metrics import f1_r1_searcher
-from searchqa_envs.normalise import normalise_r1_searcher, normalise_squad
+from searchqa_envs.metrics import cover_em_squad, em_r1_searcher, f1_r1_searcher, sub_em_r1_searcher
 from searchqa_envs.questions import Question
 
 SCHEMA_VERSION = 1
@@ -159,17 +158,11 @@ def _turns(turns: Sequence[TurnSpan], supporting_titles: Sequence[str]) -> list[
     return rows
 
 
-def _other_normaliser(answer: str | None, golden_answers: Sequence[str]) -> Mapping[str, float]:
-    text = answer or ""
-    if not text.strip():
-        return dict.fromkeys(("em_r1_searcher", "f1_r1_searcher", "sub_em_r1_searcher", "cover_em_squad"), 0.0)
-
-    def matches(normalise: Callable[[str], str], fits: Callable[[str, str], bool]) -> float:
-        return float(any(fits(normalise(text), normalise(gold)) for gold in golden_answers))
-
-    return {
-        "em_r1_searcher": matches(normalise_r1_searcher, lambda given, gold: given == gold),
-        "f1_r1_searcher": f1_r1_searcher(text, golden_answers),
-        "sub_em_r1_searcher": matches(normalise_r1_searcher, lambda given, gold: gold in given if gold else not given),
-        "cover_em_squad": matches(normalise_squad, lambda given, gold: set(given.split(" ")).issuperset(gold.split(" "))),
+def _other_normaliser(answer: str | None, golden_answers: Sequence[str]) -> dict[str, float]:
+    functions = {
+        "em_r1_searcher": em_r1_searcher,
+        "f1_r1_searcher": f1_r1_searcher,
+        "sub_em_r1_searcher": sub_em_r1_searcher,
+        "cover_em_squad": cover_em_squad,
     }
+    return {name: measured(answer or "", golden_answers) for name, measured in functions.items()}

@@ -350,7 +350,7 @@ def _write_parquet(path: Path, rows: Sequence[Row], times: Sequence[Row], stamp:
     columns = _columns(pyarrow)
     names = sorted({name for row in rows for name in row["metrics"]})
     parts = list(dict.fromkeys(part for row in times for part in row["seconds"]))
-    metric_columns = {name: name if name not in columns else f"metric_{name}" for name in names}
+    metric_columns = {name: f"metric_{name}" if name in columns or name.startswith(("metric_", "seconds_")) else name for name in names}
     time_columns = {part: f"seconds_{part}" for part in parts}
     fields = [*columns.items(), *((name, pyarrow.float64()) for name in (*metric_columns.values(), *time_columns.values()))]
     about = {"schema_version": SCHEMA_VERSION, "stamp": stamp, "metrics": metric_columns, "seconds": time_columns, "timed": bool(times)}
