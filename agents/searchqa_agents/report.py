@@ -40,6 +40,11 @@ def main(line: Sequence[str]) -> int:
     from searchqa_agents.cli import UsageError
     from searchqa_agents.table import show, stamp_line
 
+    if line and line[0] in ("compare", "published"):
+        from importlib import import_module
+
+        module = import_module(f"searchqa_agents.{'compare_command' if line[0] == 'compare' else 'published_results'}")
+        return int(module.main(line[1:]))
     words, kept_as = _words(line)
     as_markdown, folders = "--markdown" in words, [word for word in words if word != "--markdown"]
     results = [Path(word) for word in folders if word.endswith(".json")]

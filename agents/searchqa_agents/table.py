@@ -9,18 +9,50 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-METRIC_TITLES = {
-    "em": "exact match",
-    "f1": "F1",
-    "cover_em": "cover match",
-    "title_recall_all": "supporting titles found, all",
-    "title_recall_any": "supporting titles found, any",
-    "title_recall_mean": "supporting titles found, share",
-    "searches": "searches per question",
-    "answered": "answered",
-    "invalid_turns": "invalid turns per question",
-    "reward": "reward",
+METRIC_GROUPS = {
+    "answers": {
+        "em": "exact match",
+        "f1": "F1",
+        "sub_em": "substring match",
+        "cover_em": "cover match",
+        "judge": "judged right",
+        "answered": "answered",
+    },
+    "search": {
+        "title_recall_all": "supporting titles found, all",
+        "title_recall_any": "supporting titles found, any",
+        "title_recall_mean": "supporting titles found, share",
+        "searches": "searches per question",
+    },
+    "play": {
+        "reward": "reward",
+        "turns": "turns per question",
+        "invalid_turns": "invalid turns per question",
+        "invalid_rate": "invalid turns, share",
+        "forged": "episodes with forged tags",
+        "forged_tags": "forged tags per question",
+    },
+    "cost per episode": {
+        "tokens": "tokens sampled into the context",
+        "model_calls": "calls of the model",
+        "prompt_tokens": "tokens read by the model",
+        "generated_tokens": "tokens written by the model",
+    },
 }
+"""Title of each measure, by what it is about, in the order of tables. What measures of the other normalisers are is in the files of results only."""
+
+METRIC_TITLES = {name: title for titles in METRIC_GROUPS.values() for name, title in titles.items()}
+
+SET_TITLES = {
+    "nq": "NQ",
+    "triviaqa": "TriviaQA",
+    "popqa": "PopQA",
+    "hotpotqa": "HotpotQA",
+    "2wikimultihopqa": "2Wiki",
+    "musique": "MuSiQue",
+    "bamboogle": "Bamboogle",
+}
+"""Short titles of the published sets, in their usual order."""
 
 
 def number(value: float | None) -> str:
@@ -34,8 +66,14 @@ def mean_and_each(values: Sequence[float]) -> str:
     return mean if len(set(values)) < 2 else f"{mean} ({' '.join(number(value) for value in values)})"
 
 
+def is_heading(row: Sequence[str]) -> bool:
+    """Whether a row only names the group of rows beneath it: all cells but the first are empty."""
+    return len(row) > 1 and bool(row[0]) and not any(row[1:])
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
+    rows = [[f"**{row[0]}**", *row[1:]] if is_heading(row) else row for row in rows]
     lines = [columns, ["---", *("---:" for _ in columns[1:])], *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
@@ -73,7 +111,7 @@ def _short_commit(stamp: Mapping[str, Any]) -> str:
 
 
 def show(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-    """Print a table: the first column to the left, numbers to the right."""
+    """Print a table: the first column to the left, numbers to the right; a row that only has a first cell is the heading of those beneath it."""
     from rich.table import Table
     from rich.text import Text
 
@@ -81,5 +119,7 @@ def show(console: Console, title: str, columns: Sequence[str], rows: Sequence[Se
     for i, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if i else "left")
     for row in rows:
-        table.add_row(*map(Text, row))
+        if is_heading(row):
+            table.add_section()
+        table.add_row(*map(Text, row), style="bold" if is_heading(row) else None)
     console.print(table)
