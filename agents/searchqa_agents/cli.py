@@ -69,6 +69,8 @@ Examples:
         "eval_command",
         "measure an agent on a data set",
         """usage: searchqa eval [key=value ...]
+       searchqa eval score FILE --style STYLE            score answers that other code made; see searchqa eval score --help
+       searchqa eval judge FOLDER_OR_FILE --url URL --model NAME    have a language model judge answers
 
 Plays every question and prints exact match, F1, cover match, recall of the supporting titles, searches, and the stamp that makes the numbers
 comparable.
@@ -154,6 +156,8 @@ Examples:
     ),
 }
 HYDRA_COMMANDS = ("train", "sft", "eval")
+PLAIN_STEPS = {("eval", "score"): "score_command", ("eval", "judge"): "judge_command"}
+"""Commands beneath a Hydra application that are none: their words, and the module that has their ``main``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,10 +175,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = line[0], line[1:]
     if name not in COMMANDS:
         return _unknown(name)
-    if any(word in ("-h", "--help") for word in rest) and name not in ("data", "index", "simulator"):
+    module = COMMANDS[name].module
+    if (name, *rest[:1]) in PLAIN_STEPS:
+        module, rest = PLAIN_STEPS[name, rest[0]], rest[1:]
+    elif any(word in ("-h", "--help") for word in rest) and name not in ("data", "index", "simulator"):
         return _help([name])
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads that spin cost ten times the work where cores are shared
-    command = import_module(f"searchqa_agents.{COMMANDS[name].module}")
+    command = import_module(f"searchqa_agents.{module}")
     if debug:
         return int(command.main(rest) or OK)
     try:
