@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import textwrap
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -55,6 +56,13 @@ def groups_text(command: str) -> str:
         lines.append(f"  {group}={'|'.join(options(group))}")
         if group == "recipe":
             lines += [f"      {name:<42} {_about(group, name)}" for name in published_recipes()]
+        if group == "agent":
+            lines += [f"      {f'baseline/{name}':<26} {_about('agent/baseline', name)}" for name in options("agent/baseline")]
+            lines.append(
+                "      published/NAME: a checkpoint from the model hub, asked and limited as in its published evaluation, in bfloat16 (dtype=float32"
+            )
+            lines.append("      for another), on device=auto (cuda where there is one). NAME is one of")
+            lines += textwrap.wrap(", ".join(options("agent/published")), 140, initial_indent=" " * 8, subsequent_indent=" " * 8)
         if group == "ablation":
             lines.append(
                 "      a comparison, all its variants and seeds: searchqa train -m ablation=mask run_dir=runs/mask; then searchqa report runs/mask"

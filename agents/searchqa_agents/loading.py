@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchqa_agents.settings import AgentSettings, EnvSettings, LMAgentSettings, RandomSettings, ServerAgentSettings, env_arguments
-from searchqa_agents.tokenizer_files import saved_tokenizer
+from searchqa_agents.hub import check_on_hub, is_hub_name
+from searchqa_agents.settings import (
+    LANGUAGE_MODELS,
+    AgentSettings,
+    BaselineSettings,
+    EnvSettings,
+    LMAgentSettings,
+    RandomSettings,
+    ServerAgentSettings,
+    env_arguments,
+)
+from searchqa_agents.tokenizer_files import ADAPTER_FILE, saved_tokenizer
 from searchqa_envs.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import torch
 
+    from searchqa_agents.baselines.base import Baseline
     from searchqa_agents.language_model import LanguageModel
     from searchqa_agents.policy import Policy
     from searchqa_envs.tokenizers.base import Tokenizer
@@ -36,7 +48,7 @@ def checkpoint_path(name: str) -> str | Path:
         return shipped_checkpoint()
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / file).is_file() for file in ("config.json", ADAPTER_FILE)):
             raise ConfigurationError(
                 f"{path} holds no model (config.json is missing). Name a checkpoint, such as runs/<run>/checkpoints/<phase>-<step>."
             )
@@ -72,12 +84,18 @@ def random_policy(random: RandomSettings, tokenizer: Tokenizer, seed: int, *, dt
 
 
 def make_venv(env: EnvSettings, num_envs: int, **changed: Any) -> Any:
-    """The vector environment of a run; ``changed`` arguments win over the settings."""
+    """The vector environment of a run; ``changed`` arguments win over the settings.
+
+    Raises ``ConfigurationError`` where the hub does not give out the tokenizer that a name means.
+    """
     import gymnasium as gym
 
     import searchqa_envs  # noqa: F401, registers the ids
 
-    return gym.make_vec(env.id, num_envs=num_envs, autoreset_mode="DISABLED", **env_arguments(env, **changed))
+    arguments = env_arguments(env, **changed)
+    if is_hub_name(arguments.get("tokenizer")):
+        check_on_hub(arguments["tokenizer"])
+    return gym.make_vec(env.id, num_envs=num_envs, autoreset_mode="DISABLED", **arguments)
 
 
 def published_set(env: EnvSettings) -> str | None:
@@ -126,11 +144,77 @@ def check_script(key: str, script: str, env: EnvSettings, instead: str = "env=wo
         )
 
 
+_PROMPT_ROOM = 4096
+"""Tokens that the prompt of an environment takes at most, one to a byte."""
+_LONGEST_PART = 2048
+"""The longest segment, and the longest observation, of any environment's defaults."""
+
+
+def configured_baseline(agent: BaselineSettings) -> tuple[Baseline[Any], Any]:
+    """The baseline that is meant, and its configuration. Raises ``ConfigurationError`` for a method, option or language model that cannot be."""
+    from searchqa_agents.baselines.base import get_baseline
+
+    baseline = get_baseline(agent.method)
+    config = baseline.configured(agent.options or {})
+    if not isinstance(agent.lm, LANGUAGE_MODELS) or (isinstance(agent.lm, ServerAgentSettings) and agent.lm.protocol == "tools"):
+        kind = agent.lm.protocol if isinstance(agent.lm, ServerAgentSettings) else agent.lm.kind
+        raise ConfigurationError(
+            f"A baseline asks a language model that writes text; agent.lm cannot be {kind!r}. Use agent@agent.lm=lm agent.lm.checkpoint=... or "
+            "agent@agent.lm=server agent.lm.url=... agent.lm.protocol=chat."
+        )
+    return baseline, config
+
+
+def check_agent(agent: AgentSettings, env: EnvSettings) -> None:
+    """Find before any data is loaded that an agent cannot be, as far as its settings tell. Raises ``ConfigurationError``."""
+    if isinstance(agent, BaselineSettings):
+        configured_baseline(agent)
+    elif not isinstance(agent, LANGUAGE_MODELS):
+        check_script("agent.kind", agent.kind, env)
+
+
+def agent_env(agent: AgentSettings, env: EnvSettings) -> dict[str, Any]:
+    """The environment's arguments that an agent decides where they are null: the tokenizer of its model; turns and context that a baseline needs.
+
+    A baseline's language model does not see the environment's context, which only has to hold all turns.
+    """
+    changed: dict[str, Any] = {}
+    model = agent.lm if isinstance(agent, BaselineSettings) else agent
+    if env.tokenizer is None and isinstance(model, LMAgentSettings):
+        changed["tokenizer"] = checkpoint_tokenizer(model.checkpoint)
+    if isinstance(agent, BaselineSettings):
+        baseline, config = configured_baseline(agent)
+        turns = baseline.turns(config) if env.max_turns is None else env.max_turns
+        each = (env.max_segment_tokens or _LONGEST_PART) + (env.max_observation_tokens or _LONGEST_PART)
+        changed |= {"max_turns": turns} if env.max_turns is None else {}
+        changed |= {"max_context_tokens": _PROMPT_ROOM + turns * each} if env.max_context_tokens is None else {}
+    return changed
+
+
+def agent_stamp(settings: AgentSettings, agent: LanguageModel) -> dict[str, Any]:
+    """An agent's settings as plain values; of a baseline with all its options, and how its prompts go out (:meth:`Writer.stamp`)."""
+    from searchqa_agents.scripted import ScriptedAgent
+
+    stamp = asdict(settings)
+    if isinstance(settings, BaselineSettings):
+        stamp["options"] = asdict(configured_baseline(settings)[1])
+    if isinstance(agent, ScriptedAgent) and agent.writer is not None:
+        stamp |= agent.writer.stamp()
+    return stamp
+
+
 def build_agent(agent: AgentSettings, venv: Any, device: str, dtype: str = "float32") -> LanguageModel:
     """The agent for an environment. Raises ``ConfigurationError`` for a kind that is not known or a checkpoint that does not fit."""
     from searchqa_agents.scripted import ScriptedAgent
 
     base = venv.unwrapped
+    if isinstance(agent, BaselineSettings):
+        from searchqa_agents.writer import Writer
+
+        baseline, config = configured_baseline(agent)
+        assert isinstance(agent.lm, LANGUAGE_MODELS)
+        writer = Writer(build_agent(agent.lm, venv, device, dtype), base.tokenizer, temperature=agent.lm.temperature)
+        return ScriptedAgent.for_env(baseline.make(config), venv, writer)
     if isinstance(agent, LMAgentSettings):
         from rich.console import Console
 

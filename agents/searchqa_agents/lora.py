@@ -6,6 +6,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,6 +109,16 @@ def merged_model(model: PreTrainedModel) -> PreTrainedModel:
     if hasattr(model, "generation_config"):
         plain.generation_config = copy.deepcopy(model.generation_config)
     return plain
+
+
+def with_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with the adapters that peft has saved in ``folder`` added to its weights, in place."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ConfigurationError(f"{folder} holds LoRA adapters, which need peft: pip install 'searchqa-gym[lora]'.") from error
+    merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return merged
 
 
 @torch.no_grad()

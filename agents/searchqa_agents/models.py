@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from searchqa_agents.lora import has_lora, merged_model
+from searchqa_agents.hub import hub_errors
+from searchqa_agents.lora import has_lora, merged_model, with_adapters
+from searchqa_agents.tokenizer_files import base_model
 
 
 def make_tiny_model(
@@ -57,8 +59,21 @@ def make_tiny_model(
 def load_model(
     name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
-    """A causal language model from a folder of ours or from the model hub, without dropout."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+    """A causal language model from a folder or from the model hub, without dropout.
+
+    A folder of LoRA adapters, as peft saves them, gives the model that they are of with the adapters added to its weights.
+
+    Raises
+    ------
+    ConfigurationError
+        If the hub does not give out the model, or the folder's files are none that transformers can load.
+    """
+    folder = Path(name_or_path)
+    base = base_model(folder)
+    with hub_errors(name_or_path if base is None else base):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path if base is None else base, dtype=dtype)
+    if base is not None:
+        model = with_adapters(model, folder)
     model.to(device)  # type: ignore[arg-type]  # transformers wraps it without types
     model.train(False)
     return model

@@ -10,6 +10,8 @@ from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.base import Tokenizer
 from searchqa_envs.tokenizers.huggingface import RECORD_FILE, HuggingFaceTokenizer
 
+ADAPTER_FILE = "adapter_config.json"
+"""What peft writes beside adapters."""
 _FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -45,14 +47,25 @@ def check_record(folder: Path, tokenizer: Tokenizer) -> None:
 def saved_tokenizer(folder: Path) -> str:
     """What ``build_tokenizer`` takes for the tokenizer of a folder (or name on the hub). Raises ``ConfigurationError`` if it is not there."""
     record = saved_record(folder)
-    if record is None or any((folder / name).is_file() for name in _FILES):
+    if any((folder / name).is_file() for name in _FILES):
         return str(folder)
+    if record is None:
+        return base_model(folder) or str(folder)
     own = own_tokenizer(record["name"])
     if own is None:
         raise ConfigurationError(
             f"{folder} was made with the tokenizer {record['name']!r}, which is not in the folder. Name it: env.tokenizer=..."
         )
     return own
+
+
+def base_model(folder: Path) -> str | None:
+    """The folder or name on the hub of the model that a folder's adapters are of; None for a folder without adapters, or a name on the hub."""
+    file = folder / ADAPTER_FILE
+    if not file.is_file():
+        return None
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return None if base is None else str(base)
 
 
 def own_tokenizer(name: str) -> str | None:

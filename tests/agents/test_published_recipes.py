@@ -656,8 +656,77 @@ PRESETS_OF: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("train", "r1_searcher_sft", {"env.dialect": "r1-searcher", "algo.epochs": 3}),
     ("eval", "search_r1_rejection_sampling", {"env.split": "train", "samples": 5}),
+    (
+        "train",
+        "search_r1_sft",
+        {
+            "env.dialect": "search-r1",
+            "env.prompt": "no_search",
+            "env.retriever": "none",
+            "env.max_turns": 1,
+            "algo.demonstrations": "answer",
+        },
+    ),
+    (
+        "eval",
+        "search_r1_evaluation",
+        {
+            "env.dialect": "search-r1",
+            "env.prompt": "published",
+            "env.top_k": 3,
+            "env.max_turns": 5,
+            "env.max_segment_tokens": 500,
+            "env.max_observation_tokens": 500,
+            "env.max_context_tokens": 4596,
+            "agent.temperature": 0,
+            "dtype": "bfloat16",
+        },
+    ),
+    (
+        "eval",
+        "r1_evaluation",
+        {
+            "env.dialect": "search-r1",
+            "env.prompt": "no_search",
+            "env.retriever": "none",
+            "env.max_turns": 1,
+            "env.max_segment_tokens": 500,
+            "agent.temperature": 0,
+            "dtype": "bfloat16",
+        },
+    ),
+    (
+        "eval",
+        "r1_searcher_evaluation",
+        {
+            "env.dialect": "r1-searcher",
+            "env.prompt": "published",
+            "env.top_k": 5,
+            "env.max_turns": 9,
+            "env.max_segment_tokens": 512,
+            "env.max_observation_tokens": 2048,
+            "env.max_context_tokens": 22016,
+            "agent.temperature": 0,
+            "dtype": "bfloat16",
+        },
+    ),
+    (
+        "eval",
+        "zerosearch_evaluation",
+        {
+            "env.dialect": "zerosearch",
+            "env.prompt": "published",
+            "env.top_k": 5,
+            "env.max_turns": 3,
+            "env.max_segment_tokens": 500,
+            "env.max_observation_tokens": 2048,
+            "env.max_context_tokens": 4596,
+            "agent.temperature": 0,
+            "dtype": "bfloat16",
+        },
+    ),
 ]
-WORDS = {"train": ["algo=sft", "algo.trajectories=x"], "simulator_train": ["rows=x"], "select": [], "eval": []}
+WORDS = {"train": ["algo=sft", "algo.trajectories=x"], "simulator_train": ["rows=x"], "select": [], "eval": ["agent=lm"]}
 
 
 @pytest.mark.parametrize(("command", "preset", "values"), PRESETS_OF, ids=[preset for _, preset, _ in PRESETS_OF])
