@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from searchqa_agents.hydra_app import check_config, run_app, write_config
-from searchqa_agents.settings import LANGUAGE_MODELS, EvalSettings, LMAgentSettings, check_at_least, register
+from searchqa_agents.settings import LANGUAGE_MODELS, BaselineSettings, EvalSettings, check_at_least, register
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -53,7 +53,7 @@ def check_start(settings: EvalSettings) -> str | None:
     if missing is None:
         venv = _make_venv(settings)
         agent = build_agent(settings.agent, venv, settings.device, settings.dtype)
-        if not isinstance(settings.agent, LANGUAGE_MODELS):
+        if not isinstance(settings.agent, (*LANGUAGE_MODELS, BaselineSettings)):
             rollout(venv, agent, [0])
         venv.close()
     return missing
@@ -61,29 +61,25 @@ def check_start(settings: EvalSettings) -> str | None:
 
 def _check(settings: EvalSettings) -> None:
     """What can be checked before any data is loaded."""
-    from searchqa_agents.loading import check_script
+    from searchqa_agents.loading import check_agent
 
     check_at_least(1, questions=settings.questions, samples=settings.samples, num_envs=settings.num_envs)
     check_at_least(0, save=settings.save)
-    if not isinstance(settings.agent, LANGUAGE_MODELS):
-        check_script("agent.kind", settings.agent.kind, settings.env)
+    check_agent(settings.agent, settings.env)
 
 
 def _make_venv(settings: EvalSettings) -> Any:
-    from searchqa_agents.loading import checkpoint_tokenizer, make_venv
+    from searchqa_agents.loading import agent_env, make_venv
 
     env = settings.env
     split = env.split or ("test" if env.id.startswith("SearchQA-World") else None)
-    tokenizer = env.tokenizer
-    if tokenizer is None and isinstance(settings.agent, LMAgentSettings):
-        tokenizer = checkpoint_tokenizer(settings.agent.checkpoint)
-    return make_venv(env, settings.num_envs, split=split, tokenizer=tokenizer)
+    return make_venv(env, settings.num_envs, split=split, **agent_env(settings.agent, env))
 
 
 def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console: Any) -> Evaluation:
     """Evaluate, print the table, and write the run's files."""
     from searchqa_agents.evaluate import TOLD_THE_ANSWER, evaluate
-    from searchqa_agents.loading import build_agent
+    from searchqa_agents.loading import agent_stamp, build_agent
     from searchqa_agents.lost_back_end import check_measured
     from searchqa_agents.progress import progress
     from searchqa_agents.report import search_line, write_page
@@ -97,13 +93,13 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
         base: Any = venv.unwrapped
         total = len(base.source) if settings.questions is None else min(settings.questions, len(base.source))
         stamp = run_stamp(base.stamp(), seed=settings.seed, threads=settings.threads)
-        stamp |= {"agent": vars(settings.agent), "samples": settings.samples, "questions_played": total}
+        agent = build_agent(settings.agent, venv, settings.device, settings.dtype)
+        stamp |= {"agent": agent_stamp(settings.agent, agent), "samples": settings.samples, "questions_played": total}
         if base.rules.needs_gold:
             stamp["told_the_answer"] = True
             console.print(TOLD_THE_ANSWER, style="bold", soft_wrap=True)
         folder.write_json("stamp.json", stamp)
         folder.write_tokenizer(base.tokenizer)
-        agent = build_agent(settings.agent, venv, settings.device, settings.dtype)
         temperature = settings.agent.temperature if isinstance(settings.agent, LANGUAGE_MODELS) else 0.0
         with progress(settings.name, total * settings.samples) as advance:
             evaluation = evaluate(

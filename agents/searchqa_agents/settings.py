@@ -103,7 +103,7 @@ def changed_arguments(key: str, changed: Any, env: EnvSettings, *, other_keys: M
     return {str(name): value for name, value in changed.items()}
 
 
-MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights", "env.search_controls", "evaluation.env", "lora", "stages")
+MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights", "env.search_controls", "evaluation.env", "lora", "stages", "agent.options")
 """Keys whose value can be a mapping with names that no file of ours lists."""
 
 
@@ -154,7 +154,7 @@ def check_at_least(least: int, **values: int | None) -> None:
 
 @dataclass
 class AgentSettings:
-    """Who answers: ``kind`` is a script (direct, search_once, oracle), lm or server."""
+    """Who answers: ``kind`` is a script (direct, search_once, oracle), lm, server or baseline."""
 
     kind: str = MISSING
 
@@ -180,6 +180,15 @@ class ServerAgentSettings(AgentSettings):
     timeout: float = MISSING
     retries: int = MISSING
     deadline: float = MISSING
+
+
+@dataclass
+class BaselineSettings(AgentSettings):
+    """A script that asks a language model: ``method`` is one of ``searchqa_agents.baselines.base.BASELINES``, ``options`` are its configuration."""
+
+    method: str = MISSING
+    options: Any = None
+    lm: AgentSettings = MISSING
 
 
 LANGUAGE_MODELS = (LMAgentSettings, ServerAgentSettings)
@@ -299,6 +308,7 @@ def register() -> None:
     store.store(group="agent", name="types", node=AgentSettings)
     store.store(group="agent", name="lm_types", node=LMAgentSettings)
     store.store(group="agent", name="server_types", node=ServerAgentSettings)
+    store.store(group="agent", name="baseline_types", node=BaselineSettings)
 
 
 def register_training() -> None:
