@@ -64,10 +64,10 @@ class Difference:
     b: Any
     unknown: bool = False
 
-    def told(self, name_a: str = "", name_b: str = "") -> str:
-        """In words, with the names of the two runs where they are given."""
-        values = [f"{shown(value)}{f' ({name})' if name else ''}" for value, name in ((self.a, name_a), (self.b, name_b))]
-        return f"{self.key}: {values[0]} and {values[1]}{', which cannot be compared' if self.unknown and None not in (self.a, self.b) else ''}"
+    def told(self, of: str = "") -> str:
+        """In words; ``of`` names what ``b`` is the value of."""
+        apart = " (cannot be compared)" if self.unknown and None not in (self.a, self.b) else ""
+        return f"{self.key}: {shown(self.a)} and {shown(self.b)}{f' ({of})' if of else ''}{apart}"
 
     def allowed(self, keys: Iterable[str]) -> bool:
         """Whether one of ``keys`` names it: its path, what its path lies in (``retriever``), a group (``questions, data, budgets``), or ``all``."""
@@ -153,18 +153,16 @@ def _questions(a: dict[str, Any], b: dict[str, Any]) -> list[Difference]:
     if not any("described_questions" in stamp for stamp in (a, b)):
         return [one for key in QUESTIONS[1:] for one in _deep(key, a.get(key), b.get(key))]
     x, y = a.get("questions_played"), b.get("questions_played")
-    if None not in (x, y) and x != y:
-        return [Difference("questions_played", x, y)]
+    checkable = all("described_questions" in stamp for stamp in (a, b)) or (None not in (x, y) and x != y)
     x, y = _described_questions(a), _described_questions(b)
-    checkable = all("described_questions" in stamp for stamp in (a, b))
     return [] if checkable and x == y else [Difference("questions", x, y, unknown=not checkable)]
 
 
 def _described_questions(stamp: Mapping[str, Any]) -> str | None:
-    name: str | None = stamp.get("described_questions")
+    count, name = stamp.get("questions_played"), stamp.get("described_questions")
     if "questions_sha256" in stamp:
-        name = f"{stamp.get('questions_played', stamp.get('questions'))} of {stamp['questions_sha256'][:12]}"
-    return name
+        name = f"of {stamp['questions_sha256'][:12]}"
+    return ", ".join(str(part) for part in (count, name) if part is not None) or None
 
 
 def _corpus(a: dict[str, Any], b: dict[str, Any]) -> list[Difference]:
