@@ -191,20 +191,22 @@ def agent_env(agent: AgentSettings, env: EnvSettings) -> dict[str, Any]:
     return changed
 
 
-def agent_stamp(settings: AgentSettings, agent: LanguageModel) -> dict[str, Any]:
-    """An agent's settings as plain values; of a baseline with all its options, and how its prompts go out (:meth:`Writer.stamp`)."""
-    from searchqa_agents.scripted import ScriptedAgent
+def agent_stamp(agent: AgentSettings, tokenizer: Tokenizer) -> dict[str, Any]:
+    """An agent's settings as plain values; of a baseline with all its options, and how its prompts go out (:func:`~searchqa_agents.writer.sent_as`)."""
+    stamp = asdict(agent)
+    if isinstance(agent, BaselineSettings):
+        from searchqa_agents.writer import sent_as
 
-    stamp = asdict(settings)
-    if isinstance(settings, BaselineSettings):
-        stamp["options"] = asdict(configured_baseline(settings)[1])
-    if isinstance(agent, ScriptedAgent) and agent.writer is not None:
-        stamp |= agent.writer.stamp()
+        stamp["options"] = asdict(configured_baseline(agent)[1])
+        stamp |= sent_as(tokenizer, agent.lm.protocol if isinstance(agent.lm, ServerAgentSettings) else None)
     return stamp
 
 
-def build_agent(agent: AgentSettings, venv: Any, device: str, dtype: str = "float32") -> LanguageModel:
-    """The agent for an environment. Raises ``ConfigurationError`` for a kind that is not known or a checkpoint that does not fit."""
+def build_agent(agent: AgentSettings, venv: Any, device: str, dtype: str = "float32", model: LanguageModel | None = None) -> LanguageModel:
+    """The agent for an environment. Raises ``ConfigurationError`` for a kind that is not known or a checkpoint that does not fit.
+
+    ``model`` is the language model of a baseline that is already there, ``agent.writer.model`` of one that this made for another environment.
+    """
     from searchqa_agents.scripted import ScriptedAgent
 
     base = venv.unwrapped
@@ -213,7 +215,8 @@ def build_agent(agent: AgentSettings, venv: Any, device: str, dtype: str = "floa
 
         baseline, config = configured_baseline(agent)
         assert isinstance(agent.lm, LANGUAGE_MODELS)
-        writer = Writer(build_agent(agent.lm, venv, device, dtype), base.tokenizer, temperature=agent.lm.temperature)
+        asked = build_agent(agent.lm, venv, device, dtype) if model is None else model
+        writer = Writer(asked, base.tokenizer, temperature=agent.lm.temperature)
         return ScriptedAgent.for_env(baseline.make(config), venv, writer)
     if isinstance(agent, LMAgentSettings):
         from rich.console import Console

@@ -115,14 +115,6 @@ class Writer:
                 replies[place] = self._reply(segment, sampling, len(ids), cut)
         return [replies[place] for place in range(len(asks))]
 
-    def stamp(self) -> dict[str, Any]:
-        """In which form prompts go out, and what of the sampling does not, as plain values."""
-        form = "chat template" if self._server is None and getattr(self.tokenizer, "chat_prompt", lambda text: None)("") else "text"
-        if self._server is not None and self._server.chat:
-            form = "messages"
-        said = {"prompts": form, "temperature": self._own.temperature, "top_p": self._own.top_p, "top_k": self._own.top_k}
-        return said | ({} if self._server is None else {"top_k_sent": False})
-
     def _sampling(self, ask: Ask) -> Sampling:
         own = self._own
         temperature = own.temperature if ask.temperature is None else ask.temperature
@@ -228,6 +220,17 @@ class Writer:
                 Reply(written.text[:end], stop, stop is not None or written.ended, written.prompt_tokens, written.generated_tokens)
             )
         return replies
+
+
+def sent_as(tokenizer: Tokenizer, protocol: str | None = None) -> dict[str, Any]:
+    """How asks go out, for stamps: the form of prompts (``messages``, ``text``, ``chat template``), and whether top-k is left out.
+
+    ``protocol`` is that of a server; None for a model of this process.
+    """
+    if protocol in ("chat", "completions"):
+        return {"prompts": "messages" if protocol == "chat" else "text", "top_k_sent": False}
+    chat = getattr(tokenizer, "chat_prompt", None)
+    return {"prompts": "text" if chat is None or chat("") is None else "chat template"}
 
 
 def as_text(messages: Sequence[Message]) -> str:

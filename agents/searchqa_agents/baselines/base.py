@@ -50,8 +50,11 @@ class Baseline(Generic[Config]):
         try:
             values = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(structured(self.config)), dict(options)))
         except OmegaConfBaseException as error:
-            raise ConfigurationError(f"agent.options.{error.full_key or ''} cannot be: {error.msg or error}") from error
-        return built(self.config, values)
+            raise ConfigurationError(f"agent.options.{error.full_key} cannot be: {str(error).partition(chr(10))[0]}.") from error
+        try:
+            return built(self.config, values)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"agent.options: {error}") from error
 
 
 BASELINES = {
