@@ -274,10 +274,10 @@ def write_results(folder: Path, rows: Sequence[Row], times: Sequence[Row], stamp
     rows = [_in_order(row) for row in rows]
     stamp = joined_stamp(split_stamp({"sets": stamps}, _sets(rows)))
     try:
-        replace_file(folder / SCORES_FILE, lambda partial: _write_lines(partial, rows))
         replace_file(folder / TIMES_FILE, lambda partial: _write_lines(partial, ordered))
         replace_file(folder / STAMP_FILE, lambda partial: _write_lines(partial, (stamp,), indent=2))
         replace_file(folder / PARQUET_FILE, lambda partial: _write_parquet(partial, rows, ordered, stamp), suffix=".parquet")
+        replace_file(folder / SCORES_FILE, lambda partial: _write_lines(partial, rows))
     except OSError as error:
         raise StorageError(
             f"The results could not be written to {folder}: {error}. Make room and resume the run: what was played is kept."
@@ -355,7 +355,7 @@ def _write_parquet(path: Path, rows: Sequence[Row], times: Sequence[Row], stamp:
     fields = [*columns.items(), *((name, pyarrow.float64()) for name in (*metric_columns.values(), *time_columns.values()))]
     about = {"schema_version": SCHEMA_VERSION, "stamp": stamp, "metrics": metric_columns, "seconds": time_columns, "timed": bool(times)}
     schema = pyarrow.schema(fields, metadata={_METADATA_KEY: json.dumps(about).encode()})
-    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+    with parquet.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         for start in range(0, len(rows), _ROWS_AT_A_TIME):
             chunk = rows[start : start + _ROWS_AT_A_TIME]
             flat = [_flat(row) for row in chunk]
@@ -419,7 +419,7 @@ def _read_parquet(path: Path) -> tuple[list[Row], list[Row], dict[str, Any]]:
     times: list[Row] = []
     with _reading(path):
         try:
-            with parquet.ParquetFile(path) as file:
+            with parquet.ParquetFile(path, page_checksum_verification=True) as file:
                 about = _about(file.schema_arrow, path, _columns(pyarrow))
                 for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
                     columns = {name: batch.column(name).to_pylist() for name in batch.schema.names}
