@@ -111,7 +111,7 @@ FLASHRAG_MARK = "So the answer is:"
 
 @dataclass(frozen=True)
 class IRCoT:
-    """The original. Values are those of ``base_configs/ircot_qa_codex_hotpotqa.jsonnet`` unless said otherwise."""
+    """The original. Values are those of ``base_configs/ircot_qa_codex_hotpotqa.jsonnet`` unless said otherwise. Published with greedy decoding."""
 
     max_sentences: int = 10
     """the chain ends after so many sentences (``max_num_sentences``)"""
@@ -131,8 +131,6 @@ class IRCoT:
     """longest generation (``GPT3Generator``; Flan-T5's configurations: 200)"""
     prompt_characters: int = 30_800
     """demonstrations are left out, the first ones first, until the prompt is no longer (8000 tokens less ``max_tokens``, of 4 characters each)"""
-    temperature: float | None = 0.0
-    """null: that of the language model (``GPT3Generator``: 0)"""
 
     def __post_init__(self) -> None:
         for name in ("max_sentences", "max_paragraphs", "paragraph_words", "longest_paragraph", "max_tokens", "prompt_characters"):
@@ -143,7 +141,7 @@ class IRCoT:
 
 @dataclass(frozen=True)
 class IRCoTFlashRAG:
-    """FlashRAG's loop. Values are those of ``IRCOTPipeline`` and ``examples/methods/my_config.yaml``."""
+    """FlashRAG's loop. Values are those of ``IRCOTPipeline`` and ``examples/methods/my_config.yaml``. Published with greedy decoding."""
 
     max_iter: int = 2
     """most thoughts (``IRCOTPipeline``: 2; ``examples/methods/run_exp.py``, with which its results were made: 5)"""
@@ -151,8 +149,6 @@ class IRCoTFlashRAG:
     """a file whose text takes the place of FlashRAG's one demonstration; null: that one"""
     max_tokens: int = 32
     """longest thought (``generation_params``)"""
-    temperature: float | None = 0.0
-    """null: that of the language model (``do_sample: False``)"""
 
     def __post_init__(self) -> None:
         for name in ("max_iter", "max_tokens"):
@@ -222,7 +218,6 @@ def ircot_flashrag(config: IRCoTFlashRAG) -> Script:
                 config.max_tokens,
                 stop=(".", "\n"),
                 plain=True,
-                temperature=config.temperature,
                 documents=tuple(ascending),
             )
             query = f"{reply.text}{'.' if reply.stop == '.' else ''}".strip()
@@ -403,7 +398,6 @@ def asked(
         config.max_tokens,
         stop=("\n",),
         plain=True,
-        temperature=config.temperature,
         documents=tuple(part for part in parts if part in prompt),
     )
 
