@@ -1,161 +1,197 @@
-"""``searchqa eval``: play the questions of a data set with an agent and measure it."""
+"""``searchqa eval``: play the questions of data sets with an agent and measure it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from searchqa_agents.hydra_app import check_config, run_app, write_config
 from searchqa_agents.settings import LANGUAGE_MODELS, BaselineSettings, EvalSettings, check_at_least, register
+from searchqa_envs.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from searchqa_agents.evaluate import Evaluation
+    from searchqa_agents.answers import Part
+    from searchqa_agents.eval_run import EvalFolder, SetPlan
+
+logger = logging.getLogger(__name__)
+
+GROWS = ("sets", "questions", "samples")
+"""Settings with which a run may go on by ``resume=``: what is played already counts as far as it is asked for."""
+SECONDS_FOR_ANOTHER_PART = 20.0
+"""How long a part waits for another one that is just beginning in the same folder."""
 
 
 def main(line: Sequence[str]) -> int:
     """Run ``searchqa eval <line>``."""
     register()
-    return run_app("eval", run, line)
+    return run_app("eval", run, _with_environment(list(line)))
+
+
+def _with_environment(line: list[str]) -> list[str]:
+    """With ``sets=`` and no environment, that of one of the published sets takes the place of the world."""
+    given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in line}
+    if given.get("sets", "null") not in ("", "null") and not {"env", "resume"} & set(given):
+        return [*line, "env=nq"]
+    return line
 
 
 def run(config: DictConfig, path: Path) -> None:
-    """One evaluation, into the run folder ``path``."""
+    """One evaluation, or a part of one, into the run folder ``path``."""
     from omegaconf import OmegaConf
     from rich.console import Console
 
     settings = cast(EvalSettings, OmegaConf.to_object(config))
     console = Console()
+    part = _check(settings)
     if settings.dry_run:
-        check_config(Path(settings.run_dir), config)
-        missing = check_start(settings)
+        check_config(Path(settings.run_dir), config, grows=GROWS)
+        plan = check_start(settings)
         console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
-        first = f"download {missing}, " if missing is not None else ""
-        console.print(f"Would {first}play {_plan(settings)} and write {settings.run_dir}.", markup=False, soft_wrap=True)
+        console.print(f"Would {plan}, and write {settings.run_dir}.", markup=False, soft_wrap=True)
         return
-    evaluate_run(settings, config, path, console)
+    try:
+        if part is None:
+            evaluate_run(settings, config, path, console)
+        else:
+            evaluate_part(settings, part, config, path, console)
+    except KeyboardInterrupt:
+        from searchqa_agents.answers import way_on
+
+        console.print(way_on(path, part), markup=False, highlight=False, soft_wrap=True)
+        raise
 
 
-def _plan(settings: EvalSettings) -> str:
-    count = "all questions" if settings.questions is None else f"{settings.questions} questions"
-    return f"{count} of {settings.env.id} with the agent {settings.agent.kind}, {settings.samples} episode(s) each"
+def _check(settings: EvalSettings) -> Part | None:
+    """What can be checked before any data is loaded. Returns the part that is to be played, None for the whole."""
+    from searchqa_agents.answers import parse_part
+    from searchqa_agents.eval_run import set_environments, set_names
+    from searchqa_agents.loading import check_agent
+    from searchqa_agents.question_lists import check_choice, choice_of
+
+    check_at_least(1, samples=settings.samples, num_envs=settings.num_envs, processes=settings.processes)
+    check_at_least(0, save=settings.save)
+    part = parse_part(settings.shard)
+    if part is not None and settings.processes > 1:
+        raise ConfigurationError(
+            f"shard={settings.shard} is played by one process, and processes is {settings.processes}. Give one of them: processes starts the parts by itself."
+        )
+    names = set_names(settings.sets)
+    if names is not None:
+        for name in names:
+            choice_of(settings.questions, name, [other for other in names if other != name])
+    elif isinstance(settings.questions, str | int | None):
+        check_choice(settings.questions)
+    for env in set_environments(settings):
+        check_agent(settings.agent, env)
+    return part
 
 
-def check_start(settings: EvalSettings) -> str | None:
-    """Raise what a real start would, writing nothing. Returns the data set that would have to be downloaded first, if any."""
-    from searchqa_agents.loading import build_agent, missing_data
+def check_start(settings: EvalSettings) -> str:
+    """Raise what a real start would, writing nothing. Returns what it would do, in words."""
+    from searchqa_agents.answers import read_answers
+    from searchqa_agents.eval_run import Players, missing_episodes, plan_sets, set_environments, told
+    from searchqa_agents.loading import missing_data
     from searchqa_agents.rollout import rollout
 
-    _check(settings)
-    missing = missing_data(settings.env)
-    if missing is None:
-        venv = _make_venv(settings)
-        agent = build_agent(settings.agent, venv, settings.device, settings.dtype)
+    environments = set_environments(settings)
+    downloads = [name for name in map(missing_data, environments) if name is not None]
+    if downloads:
+        count = "all questions" if settings.questions is None else f"questions={settings.questions}"
+        ids = ", ".join(env.id for env in environments)
+        return f"download {', '.join(downloads)}, play {count} of {ids} with the agent {settings.agent.kind}, {settings.samples} episode(s) each"
+    plans = plan_sets(settings)
+    _say_notes(plans)
+    players = Players(settings)
+    for plan in plans:
+        venv, agent = players.make(plan.env)
         if not isinstance(settings.agent, (*LANGUAGE_MODELS, BaselineSettings)):
-            rollout(venv, agent, [0])
+            rollout(venv, agent, [plan.indices[0]])
         venv.close()
-    return missing
+    missing = missing_episodes(plans, settings.samples, read_answers(Path(settings.run_dir)).rows)
+    left = sum(len(one.episodes) for one in missing)
+    total = settings.samples * sum(len(plan.indices) for plan in plans)
+    answered = f", of which {total - left:,} are answered already," if left < total else ""
+    return f"play {told(plans, settings.samples)}{answered} with the agent {settings.agent.kind}"
 
 
-def _check(settings: EvalSettings) -> None:
-    """What can be checked before any data is loaded."""
-    from searchqa_agents.loading import check_agent
-
-    check_at_least(1, questions=settings.questions, samples=settings.samples, num_envs=settings.num_envs)
-    check_at_least(0, save=settings.save)
-    check_agent(settings.agent, settings.env)
+def _say_notes(plans: Sequence[SetPlan]) -> None:
+    for plan in plans:
+        if plan.note:
+            logger.warning("%s", plan.note)
 
 
-def _make_venv(settings: EvalSettings) -> Any:
-    from searchqa_agents.loading import agent_env, make_venv
-
-    env = settings.env
-    split = env.split or ("test" if env.id.startswith("SearchQA-World") else None)
-    return make_venv(env, settings.num_envs, split=split, **agent_env(settings.agent, env))
-
-
-def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console: Any) -> Evaluation:
-    """Evaluate, print the table, and write the run's files."""
-    from searchqa_agents.evaluate import TOLD_THE_ANSWER, evaluate
-    from searchqa_agents.loading import agent_stamp, build_agent
-    from searchqa_agents.lost_back_end import check_measured
+def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console: Any) -> dict[str, Any]:
+    """Play what is missing, write the run's files, and print the table. Returns the summary."""
+    from searchqa_agents.answers import Journal, Part, read_answers, running_parts
+    from searchqa_agents.eval_processes import play_in_processes
+    from searchqa_agents.eval_run import EvalFolder, missing_episodes, plan_sets, play, telling_what_is_kept, write_all
     from searchqa_agents.progress import progress
-    from searchqa_agents.report import search_line, write_page
-    from searchqa_agents.runs import RunFolder, read_searches, run_stamp
-    from searchqa_agents.table import show, stamp_line
+    from searchqa_agents.runs import RunFolderError
 
-    _check(settings)
-    with RunFolder(path, command="eval") as folder, folder.telling_way_on():
-        write_config(folder, config)
-        venv = _make_venv(settings)
-        base: Any = venv.unwrapped
-        total = len(base.source) if settings.questions is None else min(settings.questions, len(base.source))
-        stamp = run_stamp(base.stamp(), seed=settings.seed, threads=settings.threads)
-        agent = build_agent(settings.agent, venv, settings.device, settings.dtype)
-        stamp |= {"agent": agent_stamp(settings.agent, agent), "samples": settings.samples, "questions_played": total}
-        if base.rules.needs_gold:
-            stamp["told_the_answer"] = True
-            console.print(TOLD_THE_ANSWER, style="bold", soft_wrap=True)
-        folder.write_json("stamp.json", stamp)
-        folder.write_tokenizer(base.tokenizer)
-        temperature = settings.agent.temperature if isinstance(settings.agent, LANGUAGE_MODELS) else 0.0
-        with progress(settings.name, total * settings.samples) as advance:
-            evaluation = evaluate(
-                venv,
-                agent,
-                range(total),
-                temperature=temperature,
-                samples=settings.samples,
-                seed=settings.seed,
-                stamp=stamp,
-                on_done=lambda done: advance(done, ""),
+    with EvalFolder(path) as folder:
+        running = running_parts(path)
+        if running:
+            raise RunFolderError(
+                f"{path} is in use: other processes play its parts {', '.join(running)}. Wait for them, then start this line again: it plays what is still "
+                "missing and writes the results."
             )
-            advance(total * settings.samples, f"em {evaluation.metrics.get('em', 0.0):.3f}")
-        folder.log_searches("eval", 0, base.search_counters().sums)
-        searches = read_searches(folder.path)
-        venv.close()
-        check_measured(evaluation.trajectories, "the evaluation")
-        columns, rows = result_rows(evaluation)
-        folder.write_json(
-            "summary.json",
-            {"kind": "eval", "name": settings.name, "columns": columns, "rows": rows, "metrics": evaluation.metrics}
-            | {"intervals": evaluation.intervals, "groups": evaluation.groups, "search": searches},
-        )
-        kept = evaluation.trajectories[: settings.save]
-        if kept:
-            folder.write_trajectories("eval", kept)
-        write_page(folder.path, {"eval": kept})
-        show(console, settings.name, columns, rows, stamp_line(stamp))
-        console.print(search_line(searches.get("total", {})), markup=False, highlight=False, soft_wrap=True)
-        lost = int(evaluation.metrics["backend_errors"])
-        if lost:
-            console.print(
-                f"The search back end was lost in {lost} episodes, which are left out of the means.", style="bold", soft_wrap=True
-            )
-        console.print(f"Page: {folder.path / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
-    return evaluation
+        write_config(folder, config, grows=GROWS)
+        plans = plan_sets(settings)
+        _say_notes(plans)
+        total = settings.samples * sum(len(plan.indices) for plan in plans)
+        left = sum(len(one.episodes) for one in missing_episodes(plans, settings.samples, read_answers(path).rows))
+        if left < total:
+            console.print(f"{total - left:,} of {total:,} episodes are answered already.", highlight=False, soft_wrap=True)
+        if left:
+            with telling_what_is_kept(path), progress(settings.name, left) as advance:
+                if settings.processes > 1:
+                    play_in_processes(settings, path, advance)
+                else:
+                    with Journal(path, Part()) as journal:
+                        play(settings, journal, plans, advance)
+        return write_all(settings, folder, plans, read_answers(path), console)
 
 
-def result_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the table; measures that the data set does not define are left out."""
-    from searchqa_agents.table import METRIC_TITLES, number
+def evaluate_part(settings: EvalSettings, part: Part, config: DictConfig, path: Path, console: Any) -> None:
+    """Play what is missing of a part. Other processes may play other parts in the same folder at the same time."""
+    from searchqa_agents.answers import Journal, read_answers
+    from searchqa_agents.eval_run import missing_episodes, plan_sets, play, telling_what_is_kept
+    from searchqa_agents.progress import progress
 
-    groups = list(evaluation.groups) if len(evaluation.groups) > 1 else []
-    columns = ["", "mean", "95% interval", *(group.replace("=", " ") for group in groups)]
-    rows = []
-    for name, title in METRIC_TITLES.items():
-        if name not in evaluation.metrics:
-            continue
-        low, high = evaluation.intervals[name]
-        rows.append(
-            [title, number(evaluation.metrics[name]), f"{low:.3f} to {high:.3f}"]
-            + [number(evaluation.groups[group].get(name)) for group in groups]
-        )
-    counts = [str(int(evaluation.groups[group]["questions"])) for group in groups]
-    rows.append(["questions", str(int(evaluation.metrics["questions"])), "", *counts])
-    if evaluation.metrics["backend_errors"]:
-        lost = [str(int(evaluation.groups[group]["backend_errors"])) for group in groups]
-        rows.append(["episodes that lost the search back end, left out", str(int(evaluation.metrics["backend_errors"])), "", *lost])
-    return columns, rows
+    with _begun(path) as folder:
+        write_config(folder, config, grows=GROWS)
+        journal = Journal(path, part)  # before the folder is free for others
+    with journal:
+        plans = plan_sets(settings)
+        _say_notes(plans)
+        left = sum(len(one.episodes) for one in missing_episodes(plans, settings.samples, read_answers(path).rows, part))
+        with telling_what_is_kept(path, part), progress(f"{settings.name} {part.number}/{part.of}", left) as advance:
+            play(settings, journal, plans, advance)
+    others = sum(len(one.episodes) for one in missing_episodes(plans, settings.samples, read_answers(path).rows))
+    then = f"`searchqa eval resume={path}`"
+    if others:
+        said = f"{others:,} episodes of other parts are missing. Once they are played, {then} writes the results; before, it plays them itself."
+    else:
+        said = f"Nothing is missing: {then} writes the results."
+    console.print(f"Part {part.number}/{part.of} is played. {said}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _begun(path: Path) -> EvalFolder:
+    """The run's folder, once no other part is just writing its configuration there."""
+    import time
+
+    from searchqa_agents.eval_run import EvalFolder
+    from searchqa_agents.runs import RunFolderError
+
+    deadline = time.monotonic() + SECONDS_FOR_ANOTHER_PART
+    while True:
+        try:
+            return EvalFolder(path)
+        except RunFolderError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)

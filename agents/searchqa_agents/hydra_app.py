@@ -46,6 +46,8 @@ LATER_FIXED_KEYS = (
     "notes",
     "system",
     "max_tokens",
+    "sets",
+    "samples",
 )
 """The same, of which folders of some commands or of earlier versions have none."""
 TRAINING_KEYS = ("warmup", "sft", "algo")
@@ -54,6 +56,10 @@ FREE = ("steps", "max_steps", "checkpoint_every")
 """Of these, what any line may change, but for steps of a finished run: fewer ones, and those of what comes before its last phase."""
 MECHANICS = ("timeout", "deadline", "retries", "concurrency", "batch_size")
 """Of ``judge``, what no verdict depends on."""
+AGENT_MECHANICS = ("url", "timeout", "deadline", "retries", "concurrency")
+"""Of ``agent``, and of the language model that it asks, what no answer depends on: where the server is, and how it is asked."""
+OWN_TO_A_PROCESS = ("shard",)
+"""Keys that ``resume=`` does not begin with: they say what one process of several does."""
 logger = logging.getLogger(__name__)
 _resumed: ContextVar[bool] = ContextVar("resumed", default=False)
 """Whether the line of this job said ``resume=``."""
@@ -159,26 +165,35 @@ def set_threads(threads: int | None) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
-def write_config(folder: RunFolder, config: DictConfig, free: Sequence[str] = ()) -> None:
+def write_config(folder: RunFolder, config: DictConfig, free: Sequence[str] = (), grows: Sequence[str] = ()) -> None:
     """Write ``config.yaml``, resolved, and the overrides that led to it, if the folder may hold this run (:func:`check_config`)."""
-    check_config(folder.path, config, free)
+    check_config(folder.path, config, free, grows)
     (folder.path / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end: from here on it would stand for another run
     folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(_resolved(config))))
-    folder.write_text(OVERRIDES_FILE, OmegaConf.to_yaml(HydraConfig.get().overrides.task))
+    kept = [word for word in HydraConfig.get().overrides.task if word.lstrip("+").partition("=")[0] not in OWN_TO_A_PROCESS]
+    folder.write_text(OVERRIDES_FILE, OmegaConf.to_yaml(OmegaConf.create(kept)))
 
 
-def check_config(path: Path, config: DictConfig, free: Sequence[str] = ()) -> None:
+def check_config(path: Path, config: DictConfig, free: Sequence[str] = (), grows: Sequence[str] = ()) -> None:
     """Refuse the folder of a run with other settings: its numbers must not be mixed with those of these, nor told under their name.
 
     More steps are a way on for every run. Other settings of the training (:data:`TRAINING_KEYS`) are one for a run that is resumed by ``resume=``
-    and not finished, or has steps to come. ``free`` are keys that a command's runs may change all the same.
+    and not finished, or has steps to come. ``free`` are keys that a command's runs may change all the same, ``grows`` those that a run may change which
+    is resumed by ``resume=``.
     """
     file = path / "config.yaml"
     if not file.exists():
         return
     now, before = _resolved(config), _resolved(OmegaConf.load(file))
-    different = [key for key in FIXED_KEYS if key not in free and before.get(key) != now.get(key)]
+    different = [key for key in FIXED_KEYS if key not in free and _answers(key, before) != _answers(key, now)]
     different += [key for key in LATER_FIXED_KEYS if key in before and before[key] != now.get(key)]
+    if grows and different and set(different) <= set(grows):
+        if _resumed.get():
+            return
+        raise RunFolderError(
+            f"{path} holds a run with another {' and another '.join(different)}; go on with resume={path}, which plays what is asked for beside what is "
+            "played already and writes the results anew, or choose another run_dir."
+        )
     different += [f"judge.{key}" for key in _differing(before.get("judge"), now.get("judge")) if key not in MECHANICS]
     if _algorithm_name(before) not in (None, _algorithm_name(now)):
         different.append("algo")
@@ -190,6 +205,15 @@ def check_config(path: Path, config: DictConfig, free: Sequence[str] = ()) -> No
         raise RunFolderError(
             f"{path} holds a run with another {' and another '.join(different)}; {way}choose another run_dir, or remove the folder."
         )
+
+
+def _answers(key: str, config: Mapping[str, Any]) -> Any:
+    """The value of a key, of an agent without its mechanics."""
+    value = config.get(key)
+    if key != "agent" or not isinstance(value, Mapping):
+        return value
+    plain = {name: own for name, own in value.items() if name not in AGENT_MECHANICS}
+    return {name: _answers("agent", {"agent": own}) if name == "lm" else own for name, own in plain.items()}
 
 
 def _differing(before: Any, now: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Lists of questions to train on: read from a file, found in a source, and taken in epochs."""
+"""Lists of questions: read from a file or drawn once and for all, found in a source, and taken in epochs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 
 from searchqa_envs.errors import ConfigurationError, UnknownQuestionError
 from searchqa_envs.questions import QuestionSource
+
+_FIXED = re.compile(r"fixed-([0-9]+)")
 
 
 def read_question_ids(file: str | os.PathLike[str]) -> list[str]:
@@ -63,6 +66,72 @@ def indices_of(ids: Sequence[str], source: QuestionSource, file: str) -> list[in
                 "settings that the list was made with, or make it anew."
             ) from error
     return found
+
+
+def check_choice(choice: Any, key: str = "questions") -> None:
+    """Raise ``ConfigurationError`` for what cannot say which questions of a set to play; see :func:`chosen_questions`."""
+    fixed = _FIXED.fullmatch(choice) if isinstance(choice, str) else None
+    count = int(fixed[1]) if fixed else choice
+    if isinstance(count, bool) or not isinstance(count, int | str | None) or count == "":
+        raise ConfigurationError(
+            f"{key} must be null (all), a number (the first so many), fixed-N, or a file of ids (jsonl or jsonl.gz); got {choice!r}."
+        )
+    if isinstance(count, int) and count < 1:
+        raise ConfigurationError(f"{key} must be at least 1; got {count}.")
+
+
+def choice_of(questions: Any, name: str, others: Sequence[str] = ()) -> Any:
+    """What the key ``questions`` says of the set ``name``, where ``others`` are played too.
+
+    Raises
+    ------
+    ConfigurationError
+        For a file that would have to be of several sets, a mapping without this set or with one that is not played, and what :func:`check_choice` refuses.
+    """
+    if isinstance(questions, Mapping):
+        played = (name, *others)
+        unknown = [key for key in questions if key not in played]
+        if unknown or name not in questions:
+            wrong = f"it names {unknown[0]}, which is not played" if unknown else f"it does not name {name}"
+            raise ConfigurationError(
+                f"questions as a mapping must name each set that is played ({', '.join(sorted(played))}) and no other, null for all its questions; {wrong}."
+            )
+        check_choice(questions[name], f"questions.{name}")
+        return questions[name]
+    check_choice(questions)
+    if isinstance(questions, str) and not _FIXED.fullmatch(questions) and others:
+        raise ConfigurationError(
+            f"questions={questions} is a list of one set, and several are played; say of which: questions={{{name}: {questions}, {others[0]}: null, ...}}."
+        )
+    return questions
+
+
+def chosen_questions(choice: Any, source: QuestionSource) -> tuple[list[int], str]:
+    """Which questions of a source to play: their places there, ascending, and the kind of the choice.
+
+    Parameters
+    ----------
+    choice
+        None: all. A number: the first so many. ``fixed-N``: the N questions with the smallest sha256 of ``<set>/<id>``, so that the list depends on the ids
+        alone, and a longer one has all of a shorter one. Anything else: a file of ids, see :func:`read_question_ids`.
+
+    Returns
+    -------
+    indices, kind
+        The kind is ``all`` (also where another choice takes all), ``first``, ``fixed`` or ``file``.
+    """
+    size = len(source)
+    fixed = _FIXED.fullmatch(choice) if isinstance(choice, str) else None
+    if choice is None:
+        return list(range(size)), "all"
+    if isinstance(choice, int):
+        indices, kind = list(range(min(choice, size))), "first"
+    elif fixed:
+        digests = sorted((hashlib.sha256(f"{source.name}/{source[index].id}".encode()).digest(), index) for index in range(size))
+        indices, kind = sorted(index for _, index in digests[: int(fixed[1])]), "fixed"
+    else:
+        indices, kind = sorted(indices_of(read_question_ids(choice), source, str(choice))), "file"
+    return indices, "all" if len(indices) == size else kind
 
 
 def ids_stamp(ids: Sequence[str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from searchqa_agents.language_model import FloatArray, IntArray, LanguageModel, Sampling, Segment, Session
 from searchqa_agents.trajectory import Trajectory, TurnSpan
-from searchqa_envs.errors import EpisodeStateError
+from searchqa_envs.errors import ConfigurationError, EpisodeStateError
 from searchqa_envs.questions import QuestionSource
 
 Info = Mapping[str, Any]
@@ -46,6 +46,7 @@ def rollout(
     stamp: Mapping[str, Any] | None = None,
     on_done: Callable[[int], object] | None = None,
     places: Sequence[int] | None = None,
+    members: Sequence[int] | None = None,
     on_trajectory: Callable[[int, int, Trajectory], object] | None = None,
 ) -> list[Trajectory]:
     """Play ``group_size`` episodes on each question.
@@ -69,8 +70,11 @@ def rollout(
         Called whenever episodes have ended, with the number of episodes that have.
     places
         Each question's place, where ``questions`` are a part of a longer list; default: as they stand here.
+    members
+        With ``group_size`` 1, where only some members of groups are played: which one each of ``questions`` stands for; default: the first, 0.
     on_trajectory
-        Called as each episode ends, with the number of its question in ``questions`` (from 0), its member of the group, and its trajectory.
+        Called as each episode ends, with the number of its question in ``questions`` (from 0), its number among that question's episodes here, and its
+        trajectory.
 
     Returns
     -------
@@ -80,8 +84,13 @@ def rollout(
     """
     base: Any = venv.unwrapped
     sampling = Sampling(base.max_segment_tokens, tuple(base.dialect.closers), temperature, top_p, top_k)
-    numbered = zip(range(len(questions)) if places is None else places, questions, strict=True)
-    jobs = [_Job(question, episode_seed(seed, place, member)) for place, question in numbered for member in range(group_size)]
+    if members is not None and group_size != 1:
+        raise ConfigurationError(
+            f"members are single episodes of groups, each with its question; they need group_size 1, got {group_size}."
+        )
+    groups = [range(group_size)] * len(questions) if members is None else [[member] for member in members]
+    numbered = zip(range(len(questions)) if places is None else places, questions, groups, strict=True)
+    jobs = [_Job(question, episode_seed(seed, place, member)) for place, question, group in numbered for member in group]
     _question_options(questions)  # raises where they are of both kinds
     stage: _Stage = _SubsetStage(venv) if hasattr(venv, "step_at") else _WholeStage(venv)
     session = model.start([job.seed for job in jobs], sampling)

@@ -214,9 +214,12 @@ class EvalSettings(RunSettings):
 
     env: EnvSettings = MISSING
     agent: AgentSettings = MISSING
-    questions: int | None = MISSING
+    sets: Any = None
+    questions: Any = None
     samples: int = MISSING
     num_envs: int = MISSING
+    processes: int = MISSING
+    shard: str | None = MISSING
     save: int | None = MISSING
 
 

@@ -170,7 +170,7 @@ def test_debug_shows_the_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_commands_without_a_language_model_load_no_torch(line: list[str], tmp_path: Path) -> None:
     code = (
         f"import sys; from searchqa_agents.cli import main; assert main({line}) == 0; "
-        "heavy = {'torch', 'transformers', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'torch', 'transformers'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], input="answer: x", capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
