@@ -104,18 +104,26 @@ Examples:
         "make picture, page and table of finished runs again; several runs: means over seeds, or variants compared",
         """usage: searchqa report [--markdown] [--save FILE.json] FOLDER [FOLDER ...]
        searchqa report [--markdown] FILE.json [FILE.json ...]
+       searchqa report compare A B [C ...] [--allow KEY,KEY] [--metric NAME,NAME] [--markdown] [--json]
+       searchqa report published [--system S] [--model M] [--markdown] [--json]
 
-A folder is that of a run, or one with runs beneath it, such as a sweep's. Writes learning_curve.png and report.html into each run's folder again
-and prints a table. Runs that differ in their seed only: the mean and its 95% interval. Training runs that were measured alike and differ in a setting,
-such as an ablation's: a row for each variant, with paired differences from the first, and comparison.png in the folder. Otherwise a column for each run.
+A folder is that of a run, or one with runs beneath it, such as a sweep's. Writes picture and report.html into each run's folder again and prints a
+table: learning_curve.png of training, scores.png of an evaluation, whose summary is made again from its results.
+Runs that differ in their seed only: the mean and its 95% interval. Training runs that were measured alike and differ in a setting, such as an ablation's:
+a row for each variant, with paired differences from the first, and comparison.png in the folder. Otherwise a column for each run.
   --markdown               print the table in Markdown, and nothing else
   --save FILE.json         keep the comparison: one small file, and its picture beside it, from which the table and the picture can be made again
+
+compare sets evaluations beside each other, with paired differences, and refuses those that were not measured alike; published lists the published tables
+of Search-R1, R1-Searcher and ZeroSearch, whose rows can stand in a comparison. `searchqa report compare --help` tells more.
 
 Examples:
   searchqa report runs/2026-11-20_10-00-00-train-world-grpo
   searchqa report runs/seed0 runs/seed1 runs/seed2
   searchqa report runs/mask --save results/mask.json
-  searchqa report --markdown runs/compare""",
+  searchqa report --markdown runs/ablation
+  searchqa report compare runs/mine runs/baseline
+  searchqa report published --system zerosearch""",
     ),
     "recipe": Command(
         "integrations.verl_recipe",
@@ -156,8 +164,13 @@ Examples:
     ),
 }
 HYDRA_COMMANDS = ("train", "sft", "eval")
-PLAIN_STEPS = {("eval", "score"): "score_command", ("eval", "judge"): "judge_command"}
-"""Commands beneath a Hydra application that are none: their words, and the module that has their ``main``."""
+PLAIN_STEPS = {
+    ("eval", "score"): "score_command",
+    ("eval", "judge"): "judge_command",
+    ("report", "compare"): "compare_command",
+    ("report", "published"): "published_results",
+}
+"""Commands of two words, and the module that has their ``main``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from searchqa_retrievers.types import SERVER_NOT_REACHED
 
-NOTED = frozenset({"agent", "dialect", "prompt", "reward", "tokenizer", "model", "method", "seed", "searchqa_gym", "commit"})
+NOTED = frozenset({"agent", "dialect", "prompt", "reward", "tokenizer", "model", "method", "temperature", "seed", "searchqa_gym", "commit"})
 """Parts that are told and refuse nothing: what is compared, and what only chance depends on."""
 
 BUDGETS = frozenset({"max_turns", "max_context_tokens", "max_segment_tokens", "max_observation_tokens", "forced_answer"})
@@ -29,13 +29,15 @@ UNTOLD = frozenset(
 OFF_WHERE_ABSENT = frozenset({"search_controls", "told_the_answer"})
 """Parts that are written where they are on only: without one, it is known to be off."""
 
-QUESTIONS = ("questions", "questions_sha256", "questions_played", "described_questions")
+QUESTIONS = ("questions", "questions_sha256", "questions_played", "question_list", "described_questions")
 """Parts that say which questions were played."""
 
 MUST_BE_KNOWN = frozenset({"dataset", "corpus", "retriever", "top_k", "metric", *QUESTIONS})
 """Parts that refuse where one of the two stamps does not say them. Of all others, that is told."""
 
 _GROUPS = {"questions": QUESTIONS, "data": ("dataset", "split", "revision", *QUESTIONS), "budgets": tuple(BUDGETS)}
+_MECHANICS = frozenset({"url", "timeout", "deadline", "retries", "concurrency"})
+"""Of an agent, what no answer depends on: where its server is, and how it is asked."""
 _COMPARED_APART = frozenset({"retriever", "corpus_sha256", "metrics", *QUESTIONS})
 _CALLED = (
     "retriever",
@@ -116,7 +118,17 @@ def _differences(stamp_a: Mapping[str, Any], stamp_b: Mapping[str, Any]) -> Iter
 
 def _known(stamp: Mapping[str, Any]) -> dict[str, Any]:
     """What a stamp says, as JSON would give it back: a stamp that was read and one that was just made are the same. Null is a part that it does not say."""
-    return {str(key): _plain(part) for key, part in stamp.items() if part is not None}
+    plain = {str(key): _plain(part) for key, part in stamp.items() if part is not None}
+    if isinstance(plain.get("agent"), dict):
+        plain["agent"] = _agent(plain["agent"])
+    if isinstance(plain.get("question_list"), dict):  # how the list was chosen is no matter: its ids say which questions it has
+        plain["question_list"] = {key: part for key, part in plain["question_list"].items() if key != "kind"}
+    return plain
+
+
+def _agent(agent: dict[str, Any]) -> dict[str, Any]:
+    """Without mechanics, also of the language model that an agent asks."""
+    return {key: _agent(part) if isinstance(part, dict) else part for key, part in agent.items() if key not in _MECHANICS}
 
 
 def _plain(value: Any) -> Any:
@@ -151,7 +163,7 @@ def _called(value: Any) -> Any:
 def _questions(a: dict[str, Any], b: dict[str, Any]) -> list[Difference]:
     """Which questions were played: by the hash of all of the set and what was taken of them; of a table in print, by their number and its words."""
     if not any("described_questions" in stamp for stamp in (a, b)):
-        return [one for key in QUESTIONS[1:] for one in _deep(key, a.get(key), b.get(key))]
+        return [one for key in QUESTIONS[1:-1] for one in _deep(key, a.get(key), b.get(key))]
     x, y = a.get("questions_played"), b.get("questions_played")
     checkable = all("described_questions" in stamp for stamp in (a, b)) or (None not in (x, y) and x != y)
     x, y = _described_questions(a), _described_questions(b)
@@ -161,7 +173,7 @@ def _questions(a: dict[str, Any], b: dict[str, Any]) -> list[Difference]:
 def _described_questions(stamp: Mapping[str, Any]) -> str | None:
     count, name = stamp.get("questions_played"), stamp.get("described_questions")
     if "questions_sha256" in stamp:
-        name = f"of {stamp['questions_sha256'][:12]}"
+        name = f"of those with hash {stamp['questions_sha256'][:12]}"
     return ", ".join(str(part) for part in (count, name) if part is not None) or None
 
 

@@ -1,4 +1,4 @@
-"""Pictures: the learning curve of a training run, and several variants beside each other."""
+"""Pictures: the learning curve of a training run, several variants beside each other, and the scores of an evaluation."""
 
 from __future__ import annotations
 
@@ -114,6 +114,96 @@ def _searches(axes: Axes, lines: Lines, measures: Mapping[str, Mapping[str, floa
     axes.set_title("Searches per question", fontsize=10, loc="left")
     axes.set_xlabel("step of reinforcement learning")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+Interval = tuple[float, float]
+
+
+def scores(
+    results: Mapping[str, Mapping[str, tuple[float, Interval | None]]],
+    found: Mapping[str, Sequence[float]],
+    title: str,
+    emphasised: str = "",
+) -> bytes:
+    """What an evaluation measured, as PNG: a dot with its interval for each measure, in a row for each set; and titles found by turn.
+
+    Parameters
+    ----------
+    results
+        Row (a set, or a group of questions) -> title of a measure -> value from 0 to 1, and its 95% interval.
+    found
+        Row -> mean share of the supporting titles found up to turn 1, 2, ...; drawn in a panel of its own where there is one with several turns.
+    emphasised
+        The row that stands for all others, such as a mean; drawn apart, with its values.
+    """
+    curves = {name: points for name, points in found.items() if len(points) > 1}
+    measures = list(dict.fromkeys(measure for own in results.values() for measure in own))
+    height = 1.5 + (0.3 + 0.12 * len(measures)) * len(results)
+    figure = Figure(figsize=(11.5 if curves else 7.4, max(3.2, height)), dpi=140, layout="constrained")
+    panels = figure.subplots(1, 2 if curves else 1, squeeze=False, width_ratios=(1.35, 1) if curves else (1,))[0]
+    _dots(panels[0], results, measures, emphasised)
+    if curves:
+        _found_by_turn(panels[1], curves)
+    for axes, grid in zip(panels, ("x", "y"), strict=False):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis=grid, color="#e4e4e0", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=9)
+    figure.suptitle(_literal(title), x=0.01, ha="left", fontsize=11)
+    file = BytesIO()
+    figure.savefig(file, format="png", facecolor="white")
+    return file.getvalue()
+
+
+def _dots(axes: Axes, results: Mapping[str, Mapping[str, tuple[float, Interval | None]]], measures: Sequence[str], emphasised: str) -> None:
+    step = 0.62 / max(1, len(measures))
+    highest = 0.0
+    for row, own in enumerate(reversed(list(results.values()))):
+        for place, measure in enumerate(measures):
+            if measure not in own:
+                continue
+            value, interval = own[measure]
+            height = row + step * ((len(measures) - 1) / 2 - place)
+            colour = PALETTE[place % len(PALETTE)]
+            if interval is not None:
+                axes.plot(interval, [height, height], color=colour, linewidth=3.4, alpha=0.35, solid_capstyle="butt")
+            axes.scatter([value], [height], color=colour, s=26, zorder=3, clip_on=False, label=measure if row == len(results) - 1 else None)
+            end = max(value, interval[1] if interval else value)
+            axes.annotate(f"{value:.2f}", (end, height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7.5, color=colour)
+            highest = max(highest, end)
+    labels = list(results)[::-1]
+    axes.set_yticks(range(len(labels)), [_literal(label) for label in labels])
+    for tick, label in zip(axes.get_yticklabels(), labels, strict=True):
+        tick.set_fontweight("bold" if label == emphasised else "normal")
+    if emphasised in labels and len(labels) > 1:
+        axes.axhline(labels.index(emphasised) + (0.5 if labels.index(emphasised) == 0 else -0.5), color=GREY, linewidth=0.8)
+    axes.set_ylim(-0.55, len(labels) - 0.45)
+    axes.set_xlim(0, min(1.09, 1.12 * highest + 0.05))
+    axes.set_title("Dot: mean over questions; bar: 95% interval", fontsize=10, loc="left")
+    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if len(measures) > 1:
+        axes.legend(
+            handles.values(), handles, frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(measures)
+        )
+
+
+def _found_by_turn(axes: Axes, curves: Mapping[str, Sequence[float]]) -> None:
+    for place, (name, points) in enumerate(curves.items()):
+        axes.plot(
+            range(1, len(points) + 1),
+            points,
+            color=PALETTE[place % len(PALETTE)],
+            marker="o",
+            markersize=3.5,
+            linewidth=1.5,
+            label=_literal(name),
+        )
+    axes.set_ylim(-0.02, 1.04)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("turn", fontsize=9)
+    axes.set_title("Supporting titles found so far, share", fontsize=10, loc="left")
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=8.5, loc="best")
 
 
 Curves = Mapping[str, Sequence[Sequence[tuple[int, float]]]]

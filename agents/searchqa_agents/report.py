@@ -1,4 +1,4 @@
-"""``searchqa report``: picture, page and table of finished runs, and comparisons of several; and the functions by which runs make theirs."""
+"""``searchqa report``: picture, page and table of finished runs, and several beside each other; and the functions by which runs make theirs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from searchqa_agents.eval_report import PICTURE_FILE, is_evaluation, print_table, refresh
 from searchqa_agents.runs import OWN_TO_A_RUN, SUMMARY_FILE, RunFolderError, check_run_folder, read_metrics, read_searches, replace_file
 from searchqa_agents.table import markdown
 from searchqa_agents.variants import (
@@ -40,11 +41,6 @@ def main(line: Sequence[str]) -> int:
     from searchqa_agents.cli import UsageError
     from searchqa_agents.table import show, stamp_line
 
-    if line and line[0] in ("compare", "published"):
-        from importlib import import_module
-
-        module = import_module(f"searchqa_agents.{'compare_command' if line[0] == 'compare' else 'published_results'}")
-        return int(module.main(line[1:]))
     words, kept_as = _words(line)
     as_markdown, folders = "--markdown" in words, [word for word in words if word != "--markdown"]
     results = [Path(word) for word in folders if word.endswith(".json")]
@@ -58,11 +54,15 @@ def main(line: Sequence[str]) -> int:
         _report_results(results, as_markdown, console)
         return 0
     paths = [path for folder in folders for path in runs_beneath(Path(folder))]
+    evaluations = [path for path in paths if is_evaluation(path)]
+    for path in evaluations:
+        refresh(path)
     unfinished = [path for path in paths if not (path / SUMMARY_FILE).is_file()]
     runs = [read_run(path) for path in paths if len(paths) == 1 or path not in unfinished] or [read_run(paths[0])]
     for run in runs:
-        write_picture(run.path)
-        write_page(run.path)
+        if run.path not in evaluations:
+            write_picture(run.path)
+            write_page(run.path)
     files = [("Page", run.path / "report.html") for run in runs]
     comparison = compared(runs, _command(folders), single=bool(kept_as))
     if kept_as and comparison is None:
@@ -80,6 +80,10 @@ def main(line: Sequence[str]) -> int:
             files += [("Results", Path(kept_as)), ("Picture", draw_comparison(Path(kept_as).with_suffix(".png"), comparison))]
     else:
         tables = combined(runs)
+    if len(runs) == 1 and runs[0].path in evaluations and not as_markdown:
+        print_table(console, runs[0].summary, runs[0].stamp)
+        console.print(f"Page: {runs[0].path / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        return 0
     beneath = notes(comparison) if comparison is not None else []
     for title, columns, rows in tables:
         if as_markdown:
@@ -97,7 +101,7 @@ def main(line: Sequence[str]) -> int:
         for title, file in files:
             console.print(f"{title}: {file}", markup=False, highlight=False, soft_wrap=True)
     for path in unfinished:
-        logger.warning("%s has no results yet and is left out; `searchqa train resume=%s` goes on with it.", path, path)
+        logger.warning("%s has no results yet and is left out; `searchqa %s resume=%s` goes on with it.", path, _command_of(path), path)
     return 0
 
 
@@ -178,10 +182,15 @@ def read_run(folder: str | Path) -> Run:
     path = check_run_folder(folder)
     if not (path / "summary.json").is_file():
         raise RunFolderError(
-            f"{path} has no results yet (summary.json is missing). `searchqa train resume={path}` goes on with a training run."
+            f"{path} has no results yet (summary.json is missing). `searchqa {_command_of(path)} resume={path}` goes on with it."
         )
     summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
     return Run(path=path, name=summary["name"], stamp=_stamp(path), summary=summary, config=_config(path))
+
+
+def _command_of(path: Path) -> str:
+    """What goes on with an unfinished run."""
+    return "eval" if (path / "answers").is_dir() else "train"
 
 
 def _stamp(path: Path) -> dict[str, Any]:
@@ -316,7 +325,8 @@ def write_page(path: Path, sets: Mapping[str, Sequence[Trajectory]] | None = Non
         sets = {file.name.partition(".")[0]: load_trajectories(file) for file in files}
         order = [name for name in ("before", "after") if name in sets]
         sets = {name: sets[name] for name in [*order, *(name for name in sets if name not in order)]}
-    summary_file, picture_file = path / "summary.json", path / "learning_curve.png"
+    summary_file = path / "summary.json"
+    picture_file = path / (PICTURE_FILE if is_evaluation(path) else "learning_curve.png")
     summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {"columns": [], "rows": []}
     stamp, searches = _stamp(path), read_searches(path)
     page = build_page(

@@ -30,16 +30,15 @@ METRIC_GROUPS = {
         "invalid_turns": "invalid turns per question",
         "invalid_rate": "invalid turns, share",
         "forged": "episodes with forged tags",
-        "forged_tags": "forged tags per question",
     },
     "cost per episode": {
-        "tokens": "tokens sampled into the context",
-        "model_calls": "calls of the model",
+        "tokens": "tokens sampled",
+        "model_calls": "model calls",
         "prompt_tokens": "tokens read by the model",
         "generated_tokens": "tokens written by the model",
     },
 }
-"""Title of each measure, by what it is about, in the order of tables. What measures of the other normalisers are is in the files of results only."""
+"""Title of each measure, by what it is about, in the order of tables. All other measures are in the files of results only."""
 
 METRIC_TITLES = {name: title for titles in METRIC_GROUPS.values() for name, title in titles.items()}
 
@@ -58,6 +57,11 @@ SET_TITLES = {
 def number(value: float | None) -> str:
     """Three digits behind the point; a dash for what is not known."""
     return "–" if value is None else f"{value:.3f}"
+
+
+def amount(value: float | None) -> str:
+    """As :func:`number`; of large numbers, such as of tokens, only what matters."""
+    return number(value) if value is None or abs(value) < 100 else f"{value:,.1f}"
 
 
 def mean_and_each(values: Sequence[float]) -> str:
@@ -108,6 +112,18 @@ def _name(value: Any) -> Any:
 def _short_commit(stamp: Mapping[str, Any]) -> str:
     commit, changes, _ = str(stamp.get("commit") or "").partition("+")
     return f"{commit[:12]} with changes" if changes else commit[:12]
+
+
+def in_parts(width: int, columns: Sequence[str], rows: Sequence[Sequence[str]], always: Sequence[int] = (0,)) -> list[list[int]]:
+    """Which columns of a table to show together, so that no part is wider than ``width`` characters; the columns ``always`` are in every part."""
+    widths = [3 + max(len(row[i]) for row in (columns, *rows) if i == 0 or not is_heading(row)) for i in range(len(columns))]
+    free = width - 1 - sum(widths[i] for i in always)
+    parts: list[list[int]] = [[]]
+    for i in [i for i in range(len(columns)) if i not in always]:
+        if parts[-1] and sum(widths[j] for j in parts[-1]) + widths[i] > free:
+            parts.append([])
+        parts[-1].append(i)
+    return [sorted({*always, *part}) for part in parts]
 
 
 def show(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
