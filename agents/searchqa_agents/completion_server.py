@@ -341,7 +341,7 @@ class CompletionServerSession(Session):
                 )
             return tokenizer.decode(context.tolist())
         if before is None:
-            self._messages[row] = [{"role": "user", "content": _without_template(tokenizer, tokenizer.decode(context.tolist()))}]
+            self._messages[row] = _first_messages(tokenizer, self._lm.dialect, tokenizer.decode(context.tolist()))
         else:
             middle = len(before) + info["turn_record"].segment_tokens_used
             self._messages[row] += [
@@ -388,14 +388,33 @@ def _same_text(ours: str, theirs: str) -> bool:
     return ours.startswith(theirs) or theirs.startswith(ours)
 
 
-def _without_template(tokenizer: Tokenizer, text: str) -> str:
-    """The user's message in a prompt that the environment has put into the tokenizer's chat template: the server has its own."""
+def _first_messages(tokenizer: Tokenizer, dialect: Dialect, text: str) -> Messages:
+    """The messages of a prompt: the environment has put them into the tokenizer's chat template, where there is one, and the server has its own.
+
+    What a prompt lets the reply begin with ("<think>" of R1-Searcher's for instruct models) is left out: OpenAI's API cannot say it.
+    """
     chat_prompt = getattr(tokenizer, "chat_prompt", None)
-    template = chat_prompt("\0") if chat_prompt is not None else None
-    if template is None:
-        return text
-    opening, _, closing = template.partition("\0")
-    before, after = (tokenizer.decode(tokenizer.encode(part)) for part in (opening, closing))  # as far as ids have text
-    if text.startswith(before) and text.endswith(after):
-        return text[len(before) : len(text) - len(after)]
-    return text
+    if chat_prompt is not None and chat_prompt("") is not None:
+        read = _filled(tokenizer, chat_prompt("\0"), text)
+        if read is None and dialect.system_prompts:
+            read = _filled(tokenizer, chat_prompt("\0", "\0"), text.removesuffix(dialect.think_open))
+        *system, user = read or [text]
+    else:
+        labels = (dialect.prompts[name].partition(dialect.question_label) for name in dialect.system_prompts)
+        in_parts = any(text.startswith(rules + label) for rules, label, _ in labels)
+        *system, user = dialect.messages(text)[:2] if in_parts else (text,)
+    return [*({"role": "system", "content": rules} for rules in system), {"role": "user", "content": user}]
+
+
+def _filled(tokenizer: Tokenizer, template: str, text: str) -> list[str] | None:
+    """What stands in a text for each zero character of a template; None if the text does not follow it."""
+    first, *others, last = (tokenizer.decode(tokenizer.encode(part)) for part in template.split("\0"))  # as far as ids have text
+    if not (text.startswith(first) and text.endswith(last)):
+        return None
+    found, rest = [], text[len(first) : len(text) - len(last)]
+    for between in others:
+        value, separator, rest = rest.partition(between)
+        if not separator:
+            return None
+        found.append(value)
+    return [*found, rest]
