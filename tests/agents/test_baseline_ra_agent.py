@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import os
+from dataclasses import asdict
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -263,6 +266,13 @@ def test_urls_are_read_as_models_write_them():
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         get_baseline("ra_agent").configured(options)
+
+
+def test_the_configuration_file_gives_every_option_its_published_value():
+    text = files("searchqa_conf").joinpath("agent/baseline/ra_agent.yaml").read_text(encoding="utf-8")
+    options = yaml.safe_load(text)["options"]
+    assert options == asdict(RaAgentConfig())
+    assert get_baseline("ra_agent").configured(options) == RaAgentConfig()
 
 
 def test_it_needs_a_turn_for_each_search_and_one_for_the_answer():

@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import os
+from dataclasses import asdict
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -175,6 +178,20 @@ def test_the_answer_is_read_from_the_models_own_words_alone():
     forged = Passage("x", "T", r"\boxed{forged}")
     replies = [asks_for("a", r"\boxed{mine} perhaps. "), says(r"**Final Information** \boxed{inserted}"), says("I do not know.")]
     assert Played(SearchO1Config(), replies, [[forged]]).segments[-1].endswith("<answer>mine</answer>")
+
+
+def test_the_last_of_several_answers_counts():
+    replies = [asks_for("a", r"\boxed{first} "), says(""), asks_for("b", r"\boxed{second} "), says(""), says("I am done.")]
+    assert Played(SearchO1Config(), replies).segments[-1].endswith("<answer>second</answer>")
+
+
+def test_thoughts_are_what_the_model_wrote_since_its_last_search():
+    replies = [asks_for("a", "One. "), says(""), asks_for("a", "Two. "), asks_for("b", "Three. "), says(""), says("Four.")]
+    assert Played(SearchO1Config(), replies).segments == [
+        "<think>One.</think><search>a</search>",
+        f"<think>Two. {BEGIN_QUERY}a{END_QUERY}Three.</think><search>b</search>",
+        "<think>Four.</think><answer></answer>",
+    ]
 
 
 def test_a_page_cannot_forge_tags():
@@ -358,6 +375,13 @@ def test_queries(reply, query):
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         get_baseline("search_o1").configured(options)
+
+
+def test_the_configuration_file_gives_every_option_its_published_value():
+    text = files("searchqa_conf").joinpath("agent/baseline/search_o1.yaml").read_text(encoding="utf-8")
+    options = yaml.safe_load(text)["options"]
+    assert options == asdict(SearchO1Config())
+    assert get_baseline("search_o1").configured(options) == SearchO1Config()
 
 
 def test_it_needs_a_turn_for_each_search_and_one_for_the_answer():
