@@ -143,14 +143,25 @@ def _check_score(value: Any, where: str) -> Row:
         if not isinstance(own, kind) or (isinstance(own, bool) and kind is int):
             raise RunFolderError(f"{where}: {name} cannot be {_wrong(own)}. {_AGAIN}")
     for name, number in value["metrics"].items():
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        if not _is_number(number):
             raise RunFolderError(f"{where}: the metric {name} must be a finite number; got {_wrong(number)}. {_AGAIN}")
+    for name, group in value["groups"].items():
+        if not isinstance(group, str | int):
+            raise RunFolderError(f"{where}: the group {name} must be a text or a whole number; got {_wrong(group)}. {_AGAIN}")
     if not all(isinstance(gold, str) for gold in value["golden_answers"]):
         raise RunFolderError(f"{where}: golden_answers must be texts; got {value['golden_answers']!r:.80}. {_AGAIN}")
     for turn in value["turns"]:
         if not isinstance(turn, dict) or not isinstance(turn.get("passages"), list) or not all(map(_is_passage, turn["passages"])):
             raise RunFolderError(f"{where}: a turn must be an object with passages, pairs of id and title; got {_wrong(turn)}. {_AGAIN}")
+        if not _is_number(turn.get("title_recall", 0)):
+            raise RunFolderError(f"{where}: title_recall must be a finite number; got {_wrong(turn['title_recall'])}. {_AGAIN}")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63  # a larger one may not be a float
 
 
 def _is_passage(value: Any) -> bool:

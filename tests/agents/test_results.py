@@ -3,7 +3,9 @@
 import json
 import random
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -356,10 +358,13 @@ def replaced(written, number, line):
         (made(metrics={"em": "1"}), "metric em must be a finite number; got str '1'"),
         (made(metrics={"em": None}), "metric em"),
         (made(metrics={"em": True}), "metric em"),
+        (made(metrics={"em": 10**400}), "metric em"),
         (json.dumps(made(metrics={"em": float("nan")})).encode(), "metric em"),
         (made(turns=["x"]), "a turn must be an object"),
         (made(turns=[{"passages": [["only an id"]]}]), "pairs of id and title"),
         (made(turns=[{"action": "search"}]), "a turn must be"),
+        (made(turns=[{"passages": [], "title_recall": None}]), "title_recall must be a finite number; got NoneType"),
+        (made(groups={"type": ["a"]}), "the group type must be a text or a whole number; got list"),
         (made("q1"), "both sample 0 of question 'q1'"),
     ],
 )
@@ -489,3 +494,10 @@ def test_bad_judgements_are_refused(written, line, message):
     (written / JUDGEMENTS_FILE).write_text(line)
     with pytest.raises(RunFolderError, match=message):
         read_results(written)
+
+
+def test_the_benchmark_runs():
+    path = Path(__file__).parents[1] / "benchmarks" / "bench_results.py"
+    done = subprocess.run([sys.executable, path, "--rows", "60", "--samples", "2"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "summarise, with intervals and groups" in done.stdout
