@@ -74,7 +74,10 @@ def main(line: Sequence[str]) -> int:
         from searchqa_agents.eval_report import refresh
 
         refresh(path)
-    result = {"judge": None, "interval": None, **_figures(candidates, verdicts), "model": settings.model, "prompt": settings.prompt.name}
+    sets = _figures_by_set(candidates, verdicts)
+    result = {**_figures(candidates, verdicts), "model": settings.model, "prompt": settings.prompt.name}
+    if len(sets) > 1:
+        result["sets"] = sets
     if arguments.json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
@@ -267,6 +270,14 @@ def _figures(candidates: Sequence[Candidate], verdicts: Mapping[Key, bool]) -> d
     }
 
 
+def _figures_by_set(candidates: Sequence[Candidate], verdicts: Mapping[Key, bool]) -> dict[str, Any]:
+    """The figures of each set, in the order in which they come."""
+    sets: defaultdict[str, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        sets[candidate.key[0]].append(candidate)
+    return {name: _figures(of_set, verdicts) for name, of_set in sets.items()}
+
+
 def _extra(text: str | None) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
@@ -304,9 +315,13 @@ def _parser() -> argparse.ArgumentParser:
 def _show(name: str, result: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    low, high = result["interval"]
-    text = (
-        f"{name}: judge {result['judge']:.4f} (95% interval {low:.3f}–{high:.3f}) over {result['questions']} questions; {result['unanswered']} of "
-        f"{result['n']} answers are none; judged by {result['model']} with the prompt {result['prompt']}."
-    )
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    console = Console()
+    for called, figures in {name: result, **result.get("sets", {})}.items():
+        low, high = figures["interval"]
+        text = (
+            f"{called}: judge {figures['judge']:.4f} (95% interval {low:.3f}–{high:.3f}) over {figures['questions']} questions; "
+            f"{figures['unanswered']} of {figures['n']} answers are none"
+        )
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    said = f"Judged by {result['model']} with the prompt {result['prompt']}."
+    console.print(said, markup=False, highlight=False, soft_wrap=True)

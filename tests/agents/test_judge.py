@@ -534,3 +534,55 @@ def test_candidates_of_a_folder_have_the_keys_of_its_scores(tmp_path: Path) -> N
     write(tmp_path / "scores.jsonl", [{**names, "id": "1", "sample": 0}, {**names, "id": "1", "sample": 1, "answer": None}])
     assert [(one.key, one.prediction) for one in read_candidates(str(tmp_path))] == [(("nq", "1", 0), "x"), (("nq", "1", 1), None)]
     assert judgements_path(tmp_path) == tmp_path / "judgements.jsonl"
+
+
+def test_a_run_folder_is_judged_and_its_summary_table_and_page_show_it(
+    tmp_path: Path, serve: Callable[[Say], JudgeServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert (
+        main(["eval", "env=world", "env.num_worlds=2", "agent=oracle", "questions=6", "samples=2", "threads=1", f"run_dir={folder}"]) == 0
+    )
+    capsys.readouterr()
+    asked: list[Any] = []
+
+    def strict(prompt: str, body: dict[str, Any]) -> str:
+        asked.append(fields(prompt))
+        return str(len(asked) % 2 == 1)  # every other answer is wrong
+
+    server = serve(strict)
+    scores = (folder / "scores.jsonl").read_bytes()
+    result = run(str(folder), "--url", server.url, "--model", "m", "--concurrency", "1", capsys=capsys)
+    rows = rows_of(folder / "scores.jsonl")
+    assert (folder / "scores.jsonl").read_bytes() == scores
+    assert (result["n"], result["questions"]) == (12, 6)
+    different = {(row["question"], row["golden_answers"][0], row["answer"]) for row in rows}
+    assert sorted(asked) == sorted(different)  # both samples of the oracle say the same, and are judged once
+    right = {(row["set"], row["id"], row["sample"]): row["correct"] for row in rows_of(folder / "judgements.jsonl")}
+    assert set(right) == {(row["set"], row["id"], row["sample"]) for row in rows}
+    assert result["judge"] == pytest.approx(sum(right.values()) / 12)
+    assert 0 < result["judge"] < 1
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["metrics"]["judge"] == pytest.approx(result["judge"])
+    assert "judge" in (folder / "report.html").read_text(encoding="utf-8")
+    assert json.loads((folder / "judge.json").read_text(encoding="utf-8"))["model"] == "m"
+    assert run(str(folder), "--url", server.url, "--model", "m", capsys=capsys) == result
+    assert len(asked) == len(different)
+
+
+def test_figures_of_several_sets_are_told_apart(
+    tmp_path: Path, serve: Callable[[Say], JudgeServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def own(set_name: str, number: int, answer: str) -> dict[str, Any]:
+        names = {"schema_version": 1, "set": set_name, "id": str(number), "sample": 0, "question": "?", "golden_answers": ["Paris"]}
+        return {**names, "answer": answer}
+
+    file = write(tmp_path / "rows.jsonl", [own("nq", 1, "Paris"), own("nq", 2, "Rome"), own("nq", 3, ""), own("popqa", 1, "Paris")])
+    words = [file, "--url", serve(fair).url, "--model", "m"]
+    result = run(*words, capsys=capsys)
+    assert result["judge"] == 2 / 4
+    assert {name: (figures["n"], figures["judge"]) for name, figures in result["sets"].items()} == {"nq": (3, 1 / 3), "popqa": (1, 1)}
+    assert main(["eval", "judge", *words]) == 0
+    out = capsys.readouterr().out
+    assert "nq: judge 0.3333" in out
+    assert "popqa: judge 1.0000" in out

@@ -233,3 +233,21 @@ def test_the_interval_is_that_of_the_plain_bootstrap() -> None:
     assert bootstrap_interval(Counter(values.tolist())) == pytest.approx(
         np.percentile(means, [2.5, 97.5]), abs=0.004
     )  # about 0.04 to each side
+
+
+@pytest.mark.data
+def test_a_run_scored_again_in_the_style_that_its_metrics_have_gives_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    line = ["env=hotpotqa", "env.split=all", "agent=search_once", "questions=60", "threads=1", f"run_dir={folder}"]
+    assert main(["eval", *line]) == 0
+    capsys.readouterr()
+    metrics = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["metrics"]
+    assert 0 < metrics["em"] < 1
+    squad = scored(capsys, str(folder / "scores.jsonl"), "--style", "search-r1")
+    own = scored(capsys, str(folder / "scores.jsonl"), "--style", "r1-searcher")
+    assert [squad[name] for name in ("em", "f1", "cover_em", "sub_em")] == pytest.approx(
+        [metrics[name] for name in ("em", "f1", "cover_em_squad", "sub_em")]
+    )
+    assert [own[name] for name in ("em", "f1", "cover_em", "sub_em")] == pytest.approx(
+        [metrics[name] for name in ("em_r1_searcher", "f1_r1_searcher", "cover_em", "sub_em_r1_searcher")]
+    )
