@@ -314,7 +314,8 @@ class ScriptedAgent:
 class ScriptedSession(Session):
     """Scripts under way.
 
-    What they ask of the language model waits until no segment is left to hand over, and then goes out at once for all rows, so that batches are large.
+    What they ask of a model of this process waits until no segment is left to hand over, and is then generated for all rows at once, so that batches are
+    large. What they ask of a server is sent at once, and each script goes on with its own reply.
     """
 
     def __init__(self, agent: ScriptedAgent, seeds: Sequence[int], sampling: Sampling) -> None:
@@ -323,7 +324,12 @@ class ScriptedSession(Session):
         self._seeds = seeds
         self._running: dict[int, Generator[str | Ask, Any, None]] = {}
         self._thinking: set[int] = set()  # rows whose prompt opens a thought, until their first segment
-        self._asking: dict[int, Ask] = {}
+        self._correspondence = None
+        if agent.writer is not None:
+            from searchqa_agents.writer import Correspondence
+
+            self._correspondence = Correspondence(agent.writer)
+        self._asking: set[int] = set()
         self._replies: dict[int, list[Reply]] = {}
         self._written: list[tuple[int, Segment]] = []
 
@@ -338,9 +344,9 @@ class ScriptedSession(Session):
 
     def collect(self) -> list[tuple[int, Segment]]:
         """The segments that are there; if none is, those of the scripts that have none left to ask for after the next batch of replies."""
-        while self._asking and not self._written:
-            asking, self._asking = self._asking, {}
-            for row, reply in zip(asking, self._ask(asking), strict=True):
+        while self._correspondence is not None and self._asking and not self._written:
+            for row, reply in self._correspondence.collect():
+                self._asking.discard(row)
                 self._replies[row].append(reply)
                 self._go_on(row, reply)
         written, self._written = self._written, []
@@ -365,9 +371,12 @@ class ScriptedSession(Session):
     def release(self, rows: Sequence[int]) -> None:
         """Forget the scripts of these rows."""
         for row in rows:
-            for kept in (self._running, self._asking, self._replies):
+            for kept in (self._running, self._replies):
                 kept.pop(row, None)
             self._thinking.discard(row)
+            self._asking.discard(row)
+        if self._correspondence is not None:
+            self._correspondence.release(rows)
         self._written = [(row, segment) for row, segment in self._written if row not in rows]
 
     def _begin(self, row: int, context: IntArray, info: Info) -> None:
@@ -388,7 +397,7 @@ class ScriptedSession(Session):
         except StopIteration:
             said = None
         if isinstance(said, Ask):
-            self._asking[row] = said
+            self._ask(row, said)
             return
         ids = [tokenizer.eos_id] if said is None else tokenizer.encode(self._after_prompt(row, said))
         self._written.append((row, Segment(np.array(ids[: self._sampling.max_new_tokens], dtype=np.int32))))
@@ -403,14 +412,13 @@ class ScriptedSession(Session):
             return text
         return text.removeprefix(think_open) if text.startswith(think_open) else think_close + text
 
-    def _ask(self, asking: Mapping[int, Ask]) -> list[Reply]:
-        writer = self._agent.writer
-        if writer is None:
+    def _ask(self, row: int, ask: Ask) -> None:
+        if self._correspondence is None:
             raise ConfigurationError(
                 "This script asks a language model, and it was given none. Make the agent with writer=Writer(model, tokenizer)."
             )
-        seeds = [ask_seed(self._seeds[row], len(self._replies[row])) for row in asking]
-        return writer.write(list(asking.values()), seeds)
+        self._asking.add(row)
+        self._correspondence.submit([row], [ask], [ask_seed(self._seeds[row], len(self._replies[row]))])
 
 
 def ask_seed(episode_seed: int, number: int) -> int:

@@ -13,14 +13,15 @@ A last message of the assistant's is continued: as ids and text it follows the r
 SGLang), and others refuse it.
 
 A prompt longer than :attr:`Ask.max_prompt_tokens`, or than the model's positions less the reply, loses text of :attr:`Ask.documents`, and of nothing
-else; one that is still too long is a :class:`PromptTooLong`. That needs the model's tokenizer: of text protocols the server decides, and refuses.
+else; one that is still too long is a :class:`PromptTooLong`. A reply has at most half of the positions. That needs the model's tokenizer and, for
+positions, the model in this process: otherwise the server decides, and refuses.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
+    from searchqa_agents.completion_protocols import Written
     from searchqa_agents.completion_server import CompletionServerLM
 
 logger = logging.getLogger(__name__)
@@ -64,21 +66,18 @@ class Writer:
 
         self.model = model
         self.tokenizer = tokenizer
-        self._server: CompletionServerLM | None = None
+        self.server: CompletionServerLM | None = None
         if isinstance(model, CompletionServerLM):
             if model.tools:
                 raise ConfigurationError(
                     "A baseline writes text, and protocol tools calls tools. Use protocol chat, completions, vllm or sglang."
                 )
-            if not model.returns_ids:
-                self._server = model
+            self.server = model
         self._own = Sampling(1, (), temperature, top_p, top_k)
         self._warned: set[str] = set()
         self._control = _control_tokens(tokenizer)
-        self._most_positions: int | None = None
-        if self._server is None:
-            config = getattr(getattr(model, "model", None), "config", None)
-            self._most_positions = getattr(config, "max_position_embeddings", None)
+        config = getattr(getattr(model, "model", None), "config", None)
+        self._most_positions: int | None = getattr(config, "max_position_embeddings", None)
 
     def write(self, asks: Sequence[Ask], seeds: Sequence[int]) -> list[Reply]:
         """A reply to each ask, in their order; those of equal sampling are generated as one batch.
@@ -97,8 +96,8 @@ class Writer:
         ServerUnavailable, ServerAnswerError
             As :class:`~searchqa_agents.completion_server.CompletionServerLM` does.
         """
-        if self._server is not None:
-            return self._by_text(self._server, asks, seeds)
+        if self.server is not None:
+            return self._served(asks, seeds)
         replies: dict[int, Reply] = {}
         batches: dict[Sampling, list[int]] = {}
         for place, ask in enumerate(asks):
@@ -115,22 +114,55 @@ class Writer:
                 replies[place] = self._reply(segment, sampling, len(ids), cut)
         return [replies[place] for place in range(len(asks))]
 
+    def send(self, server: CompletionServerLM, ask: Ask, seed: int) -> tuple[Future[Any], Callable[[Any], Reply]]:
+        """One ask on its way to a server: what it answers, and how a reply is made of that."""
+        from searchqa_agents.completion_protocols import Prompt
+
+        sampling, eos_id, pad_id = self._sampling(ask), self.tokenizer.eos_id, self.tokenizer.pad_id
+        if server.returns_ids:
+            ids, cut = self._encoded(ask)
+            prompt = Prompt(ids.tolist(), eos_id, pad_id)
+            return server.ask(prompt, sampling, seed), lambda segment: self._reply(segment, sampling, len(ids), cut)
+        if sampling.top_k:
+            self._warn("top_k", f"OpenAI-compatible servers know no top_k: {sampling.top_k} is left out.")
+        prompt = Prompt(self._content(server, ask), eos_id, pad_id)
+        return server.write(prompt, sampling, seed), lambda written: self._text_reply(written, sampling)
+
+    def _served(self, asks: Sequence[Ask], seeds: Sequence[int]) -> list[Reply]:
+        correspondence, numbers = Correspondence(self), range(len(asks))
+        correspondence.submit(numbers, asks, seeds)
+        replies: dict[int, Reply] = {}
+        try:
+            while len(replies) < len(asks):
+                replies.update(correspondence.collect())
+        finally:  # after an error the others are not waited for
+            correspondence.release(numbers)
+        return [replies[number] for number in numbers]
+
     def _sampling(self, ask: Ask) -> Sampling:
         own = self._own
         temperature = own.temperature if ask.temperature is None else ask.temperature
         top_p, top_k = own.top_p if ask.top_p is None else ask.top_p, own.top_k if ask.top_k is None else ask.top_k
-        return Sampling(ask.max_tokens, ask.stop, temperature, top_p, top_k)
+        return Sampling(self._longest_reply(ask), ask.stop, temperature, top_p, top_k)
 
-    def _warn(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
+    def _longest_reply(self, ask: Ask) -> int:
+        if self._most_positions is None or ask.max_tokens <= self._most_positions // 2:
+            return ask.max_tokens
+        half = self._most_positions // 2
+        self._warn("reply", f"Replies of {ask.max_tokens} tokens are cut at {half}, half of the model's {self._most_positions} positions.")
+        return half
+
+    def _warn(self, about: str, text: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
             logger.warning("%s This is said once.", text)
 
     # -- ids -----------------------------------------------------------------------------------------------------------------------------
 
     def _encoded(self, ask: Ask) -> tuple[IntArray, int]:
         """The prompt's ids, and how many tokens of documents did not fit."""
-        limits = [ask.max_prompt_tokens, None if self._most_positions is None else self._most_positions - ask.max_tokens]
+        reply = self._longest_reply(ask)
+        limits = [ask.max_prompt_tokens, None if self._most_positions is None else self._most_positions - reply]
         limit = min([given for given in limits if given is not None], default=None)
         messages = ask.messages
         ids = self.tokenizer.encode(self._text(ask, messages))
@@ -149,11 +181,11 @@ class Writer:
             ids = self.tokenizer.encode(self._text(ask, messages))
         if limit is not None and len(ids) > limit:
             raise PromptTooLong(
-                f"A prompt must have at most {limit} tokens here, beside the {ask.max_tokens} of the reply; got {len(ids)} without its documents. "
+                f"A prompt must have at most {limit} tokens here, beside the {reply} of the reply; got {len(ids)} without its documents. "
                 "Choose a model with more positions, or lower the length of the reply."
             )
         if len(ids) < whole:
-            self._warn(f"A prompt of {whole} tokens was longer than {limit}: documents in it were cut.")
+            self._warn("documents", f"A prompt of {whole} tokens was longer than {limit}: documents in it were cut.")
         return np.array(ids, dtype=np.int32), whole - len(ids)
 
     def _text(self, ask: Ask, messages: Sequence[Message]) -> str:
@@ -179,47 +211,65 @@ class Writer:
 
     def _reply(self, segment: Segment, sampling: Sampling, prompt_tokens: int, cut: int) -> Reply:
         ids = segment.ids.tolist()
-        written = b"".join(self.tokenizer.pieces(ids))
-        found = [(written.index(stop.encode()), stop) for stop in sampling.stop if stop.encode() in written]
-        end, stop = min(found, default=(len(written), None), key=lambda place: place[0])
+        written, stop = _before_stop(b"".join(self.tokenizer.pieces(ids)), sampling.stop)
         finished = stop is not None or len(ids) < sampling.max_new_tokens or ids[-1] == self.tokenizer.eos_id
-        text = written[:end].decode("utf-8", "replace")
+        text = written.decode("utf-8", "replace")
         return Reply(text if finished else text.rstrip("\ufffd"), stop, finished, prompt_tokens, len(ids), cut)
 
     # -- text ----------------------------------------------------------------------------------------------------------------------------
 
-    def _by_text(self, server: CompletionServerLM, asks: Sequence[Ask], seeds: Sequence[int]) -> list[Reply]:
-        from searchqa_agents.completion_protocols import Prompt
+    def _content(self, server: CompletionServerLM, ask: Ask) -> Any:
+        """A prompt as the text protocols take it."""
+        if server.chat:
+            return [{"role": role, "content": text} for role, text in ask.messages]
+        return _only_text(ask.messages) if ask.plain else as_text(ask.messages)
 
-        futures = []
-        for ask, seed in zip(asks, seeds, strict=True):
-            sampling = self._sampling(ask)
-            if sampling.top_k:
-                self._warn(f"OpenAI-compatible servers know no top_k: {sampling.top_k} is left out.")
-            if server.chat:
-                content: Any = [{"role": role, "content": text} for role, text in ask.messages]
+    def _text_reply(self, written: Written, sampling: Sampling) -> Reply:
+        text, stop = _before_stop(written.text.encode("utf-8", "replace"), sampling.stop)
+        if stop is None and written.stop in sampling.stop:
+            stop = written.stop
+        return Reply(text.decode(), stop, stop is not None or written.ended, written.prompt_tokens, written.generated_tokens)
+
+
+class Correspondence:
+    """Asks under way, each with a number of the caller's.
+
+    Servers answer each ask on its own, so that a long reply holds up no other; other models generate what has been asked for since the last
+    :meth:`collect`, those of equal sampling as one batch.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._server = writer.server if isinstance(writer, Writer) else None  # another object with ``write`` does as well
+        self._asked: dict[int, tuple[Ask, int]] = {}
+        self._sent: dict[Future[Any], tuple[int, Callable[[Any], Reply]]] = {}
+
+    def submit(self, numbers: Sequence[int], asks: Sequence[Ask], seeds: Sequence[int]) -> None:
+        """Ask for replies. A number has one ask under way at a time; see :meth:`Writer.write` for the rest."""
+        for number, ask, seed in zip(numbers, asks, seeds, strict=True):
+            if self._server is None:
+                self._asked[number] = ask, seed
             else:
-                content = _only_text(ask.messages) if ask.plain else as_text(ask.messages)
-            futures.append(server.write(Prompt(content, self.tokenizer.eos_id, self.tokenizer.pad_id), sampling, seed))
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                if future.done():
-                    future.result()
-        finally:
-            for future in futures:
-                future.cancel()
-        replies = []
-        for ask, future in zip(asks, futures, strict=True):
-            written = future.result()
-            found = [(written.text.index(stop), stop) for stop in ask.stop if stop in written.text]
-            end, stop = min(found, default=(len(written.text), None), key=lambda place: place[0])
-            if stop is None and written.stop in ask.stop:
-                stop = written.stop
-            replies.append(
-                Reply(written.text[:end], stop, stop is not None or written.ended, written.prompt_tokens, written.generated_tokens)
-            )
-        return replies
+                future, made = self._writer.send(self._server, ask, seed)
+                self._sent[future] = number, made
+
+    def collect(self) -> list[tuple[int, Reply]]:
+        """Wait until some of the replies are there; these, each with its number. Empty only if none was asked for."""
+        if self._sent:
+            done, _ = wait(self._sent, return_when=FIRST_COMPLETED)
+            received = [(future, *self._sent.pop(future)) for future in done]
+            return [(number, made(future.result())) for future, number, made in received]
+        asked, self._asked = self._asked, {}
+        asks, seeds = [ask for ask, _ in asked.values()], [seed for _, seed in asked.values()]
+        return list(zip(asked, self._writer.write(asks, seeds), strict=True))
+
+    def release(self, numbers: Sequence[int]) -> None:
+        """Drop what is under way for these numbers."""
+        for number in numbers:
+            self._asked.pop(number, None)
+        for future in [future for future, (number, _) in self._sent.items() if number in numbers]:
+            future.cancel()
+            del self._sent[future]
 
 
 def sent_as(tokenizer: Tokenizer, protocol: str | None = None) -> dict[str, Any]:
@@ -237,6 +287,15 @@ def as_text(messages: Sequence[Message]) -> str:
     """Messages for a model without a chat template: an empty line between them, as in FlashRAG's ``PromptTemplate``; the reply's beginning directly behind."""
     begun = [text for role, text in messages[-1:] if role == "assistant" and len(messages) > 1]
     return "\n\n".join(text for _, text in messages[: len(messages) - len(begun)]) + "".join(begun)
+
+
+def _before_stop(written: bytes, stops: Sequence[str]) -> tuple[bytes, str | None]:
+    """What stands before the stop string that is complete first, and that string; of several that end in the same place, the longest."""
+    found = [(written.index(stop.encode()), stop) for stop in stops if stop.encode() in written]
+    if not found:
+        return written, None
+    start, stop = min(found, key=lambda place: (place[0] + len(place[1].encode()), place[0]))
+    return written[:start], stop
 
 
 def _only_text(messages: Sequence[Message]) -> str:

@@ -28,6 +28,16 @@ class ScriptedLM:
         return _Session(self, seeds, sampling)
 
 
+def ids_until_stop(tokenizer, text, max_tokens, stops):
+    """Ids of a text up to the one that completes a stop string; else end of sequence behind them, if there is room."""
+    ids = []
+    for token in tokenizer.encode(text)[:max_tokens]:
+        ids.append(token)
+        if any(stop in tokenizer.decode(ids) for stop in stops):
+            return ids
+    return ids if len(ids) == max_tokens else [*ids, tokenizer.eos_id]
+
+
 class _Session(Session):
     def __init__(self, lm, seeds, sampling):
         self.lm, self.seeds, self.sampling, self.written = lm, seeds, sampling, []
@@ -39,15 +49,8 @@ class _Session(Session):
             self.lm.prompts.append(prompt)
             self.lm.samplings.append(self.sampling)
             self.lm.seeds.append(self.seeds[row])
-            self.written.append((row, Segment(np.array(self.ids(self.lm.answer(prompt)), dtype=np.int32))))
-
-    def ids(self, text):
-        ids = []
-        for token in self.lm.tokenizer.encode(text)[: self.sampling.max_new_tokens]:
-            ids.append(token)
-            if any(stop in self.lm.tokenizer.decode(ids) for stop in self.sampling.stop):
-                return ids
-        return ids if len(ids) == self.sampling.max_new_tokens else [*ids, self.lm.tokenizer.eos_id]
+            ids = ids_until_stop(self.lm.tokenizer, self.lm.answer(prompt), self.sampling.max_new_tokens, self.sampling.stop)
+            self.written.append((row, Segment(np.array(ids, dtype=np.int32))))
 
     def collect(self):
         written, self.written = self.written, []
@@ -55,10 +58,11 @@ class _Session(Session):
 
 
 @contextmanager
-def serving_lm(answer, *, names_stop=True, usage=True):
+def serving_lm(answer, *, names_stop=True, usage=True, tokenizer=None):
     """An OpenAI-compatible server of ``/v1/chat/completions`` and ``/v1/completions``; yields its address and the list of request bodies.
 
     ``answer(prompt)`` is given the text of the last message of the user's with that of the assistant's behind it, or the prompt. Words are its tokens.
+    With a ``tokenizer`` it also takes prompts of ids, as vLLM does.
     """
     bodies = []
 
@@ -73,6 +77,9 @@ def serving_lm(answer, *, names_stop=True, usage=True):
             if chat:
                 last_user = max(i for i, message in enumerate(body["messages"]) if message["role"] == "user")
                 prompt = "".join(message["content"] for message in body["messages"][last_user:])
+            if isinstance(prompt, list):
+                self.send(self.with_ids(prompt, body))
+                return
             text, reason, stop = answer(prompt), "stop", None
             found = [(text.index(given), given) for given in body.get("stop", []) if given in text]
             if found:
@@ -87,6 +94,18 @@ def serving_lm(answer, *, names_stop=True, usage=True):
             content = {"id": "1", "choices": [choice]}
             if usage:
                 content["usage"] = {"prompt_tokens": len(json.dumps(body)), "completion_tokens": min(len(words), body["max_tokens"])}
+            self.send(content)
+
+        def with_ids(self, prompt, body):
+            text = answer(tokenizer.decode(prompt))
+            ids = ids_until_stop(tokenizer, text, body["max_tokens"], body["stop"])
+            stop = next((stop for stop in body["stop"] if stop in tokenizer.decode(ids)), None)
+            cut = stop is None and ids[-1] != tokenizer.eos_id
+            choice = {"index": 0, "text": tokenizer.decode(ids), "token_ids": ids, "finish_reason": "length" if cut else "stop"}
+            choice |= {"stop_reason": stop, "logprobs": {"token_logprobs": [-1.0] * len(ids)}, "prompt_token_ids": prompt}
+            return {"id": "1", "choices": [choice]}
+
+        def send(self, content):
             sent = json.dumps(content).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(sent)))
@@ -96,8 +115,11 @@ def serving_lm(answer, *, names_stop=True, usage=True):
         def log_message(self, *arguments):
             return
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128  # many connections at once
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
