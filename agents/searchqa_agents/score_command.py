@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from searchqa_agents.answer_rows import STANDARD_INPUT, AnswerRow, read_answers
+from searchqa_agents.judge import read_verdict
 from searchqa_envs.errors import MalformedRowError
 from searchqa_envs.scoring import HEADLINE, MEASURES, PUBLISHED_AS, STYLES, is_unanswered, score
 
 RESAMPLES = 2_000
 """Of the bootstrap."""
 NO_GROUP = "(none)"
+RECORDED_VERDICT = "gpt4o_output"
+"""Where R1-Searcher's output files keep what the judge said of an answer."""
 
 _DESCRIPTION = """Score answers from a file as a published system's own evaluation does. Each line of the file is a JSON object:
 
@@ -26,7 +29,8 @@ _DESCRIPTION = """Score answers from a file as a published system's own evaluati
   answer or golden_answers    a string or a list; the best golden answer counts
   prediction or pred_ans      the answer given; null, blank or not there: no answer, which scores 0 and is counted
 
-So are R1-Searcher's output files. Lines of scores.jsonl of `searchqa eval` can be scored too; samples of a question are averaged first.
+So are R1-Searcher's output files; the judge's verdicts that they keep (gpt4o_output, its ACC_L) are told as well.
+Lines of scores.jsonl of `searchqa eval` can be scored too; samples of a question are averaged first.
 No row is dropped: a line that cannot be read is an error that names it."""
 
 _EPILOG = """styles, and what their tables show:
@@ -48,6 +52,7 @@ class Figures:
 
     def __init__(self) -> None:
         self.rows = self.unanswered = 0
+        self._recorded: Counter[bool | None] = Counter()
         self._values: dict[str, Counter[float]] = {name: Counter() for name in MEASURES}
         self._samples: defaultdict[tuple[str, str], list[tuple[float, ...]]] = defaultdict(list)
 
@@ -55,6 +60,8 @@ class Figures:
         """Count an answer."""
         self.rows += 1
         self.unanswered += is_unanswered(row.prediction)
+        if RECORDED_VERDICT in row.row:
+            self._recorded[read_verdict(str(row.row[RECORDED_VERDICT]))] += 1
         if row.key is not None:
             self._samples[row.key[:2]].append(tuple(scores[name] for name in MEASURES))
             return
@@ -67,15 +74,23 @@ class Figures:
         return self._values[name] + Counter(math.fsum(one[place] for one in rows) / len(rows) for rows in self._samples.values())
 
     def as_json(self) -> dict[str, Any]:
-        """``n`` (rows), ``questions``, ``unanswered``, the mean of each measure over questions, and its 95% interval."""
+        """``n`` (rows), ``questions``, ``unanswered``, the mean of each measure over questions, and its 95% interval.
+
+        ``recorded_judge`` where rows have a verdict: how many, the share of those that can be read that are True, and how many cannot.
+        """
         values = {name: self.values(name) for name in MEASURES}
-        return {
+        figures = {
             "n": self.rows,
             "questions": values["em"].total(),
             "unanswered": self.unanswered,
             **{name: mean(counts) for name, counts in values.items()},
             "intervals": {name: list(bootstrap_interval(counts)) for name, counts in values.items()},
         }
+        if self._recorded:
+            readable = self._recorded[True] + self._recorded[False]
+            share = self._recorded[True] / readable if readable else None
+            figures["recorded_judge"] = {"n": self._recorded.total(), "judge": share, "unreadable": self._recorded[None]}
+        return figures
 
 
 def mean(counts: Mapping[float, int]) -> float:
@@ -165,6 +180,11 @@ def _show(name: str, result: Mapping[str, Any]) -> None:
     rows = [[measure, f"{result[measure]:.4f}", _interval(result["intervals"][measure])] for measure in MEASURES]
     console.print(f"{name}: {counted}", markup=False, highlight=False, soft_wrap=True)
     show(console, f"style {style}", ["measure", "mean", "95% interval"], rows)
+    recorded = result.get("recorded_judge")
+    if recorded is not None:
+        share = "–" if recorded["judge"] is None else f"{recorded['judge']:.4f}"
+        verdicts = f"recorded verdicts ({RECORDED_VERDICT}) on {recorded['n']} answers: {share} right, {recorded['unreadable']} unreadable"
+        console.print(verdicts, markup=False, highlight=False, soft_wrap=True)
     if "groups" in result:
         columns = [result["by"], "n", "none", *MEASURES]
         group_rows = [

@@ -90,6 +90,18 @@ def test_groups_by_a_field_or_a_field_of_a_field(tmp_path: Path, capsys: pytest.
     assert set(scored(capsys, file, "--style", "search-r1", "--by", "metadata.hops")["groups"]) == {"2", "(none)", "said so"}
 
 
+def test_verdicts_that_a_file_keeps_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"question": "q", "answer": "Yes", "pred_ans": " Yes ", "stop_reason_final": "finished", "gen_text_store": "..."}
+    said = ["True", "True", "False", "Hm", None]
+    file = write(tmp_path / "rows.jsonl", [names, *({**names, "gpt4o_output": one} for one in said)])
+    result = scored(capsys, file, "--style", "r1-searcher")
+    assert (result["n"], result["cover_em"]) == (6, 1)
+    assert result["recorded_judge"] == {"n": 5, "judge": 2 / 3, "unreadable": 2}
+    assert main(["eval", "score", file, "--style", "r1-searcher"]) == 0
+    assert "recorded verdicts (gpt4o_output) on 5 answers: 0.6667 right, 2 unreadable" in capsys.readouterr().out
+    assert "recorded_judge" not in scored(capsys, write(tmp_path / "rows.jsonl", ROWS), "--style", "r1-searcher")
+
+
 def test_rows_of_our_own_runs_are_scored_and_samples_of_a_question_averaged_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
