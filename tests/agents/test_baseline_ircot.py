@@ -139,8 +139,10 @@ def test_each_ask_is_text_that_ends_with_the_line(play):
     assert {s.max_new_tokens for s in shorter.lm.samplings} == {50}
 
 
-def test_the_chain_ends_after_ten_sentences(play):
-    one = play("ircot", [*[f"Fact {i}." for i in range(10)], "So the answer is: late."], lambda number, query: found(number))
+@pytest.mark.parametrize("max_turns", [11, 30])
+def test_the_chain_ends_after_ten_sentences(play, max_turns):
+    says = [*[f"Fact {i}." for i in range(10)], "So the answer is: late."]
+    one = play("ircot", says, lambda number, query: found(number), max_turns=max_turns)
     assert one.queries == [
         "was the husband of Marie Curie?",
         *[f"Fact {i}." for i in range(9)],
@@ -523,7 +525,8 @@ def test_the_shipped_configuration_says_what_the_defaults_are(method):
         ("Approx. two of them came. All", "Approx. two of them came."),
         ("First line\nsecond line.", "First line"),
         ("Really?! Yes.", "Really?!"),
-        ("He was born on Oct. 4, 1950. x", "He was born on Oct."),  # not one of the abbreviations that we know
+        ("He was born on Oct. 4, 1950. Then", "He was born on Oct. 4, 1950."),
+        ("It belongs to Warner Bros. Pictures. Then", "It belongs to Warner Bros."),  # not one of the abbreviations that we know
         ("", ""),
         (" \n ", ""),
     ],

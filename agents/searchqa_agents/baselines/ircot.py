@@ -2,7 +2,8 @@
 
 Paper: "Interleaving Retrieval with Chain-of-Thought Reasoning for Knowledge-Intensive Multi-Step Questions" (arXiv 2212.10509). Code followed:
 StonyBrookNLP/ircot at 68f617e (``commaqa/inference/ircot.py``, ``participant_qa.py``, ``prompt_reader.py``, ``base_configs/ircot_qa_codex_hotpotqa.jsonnet``)
-and RUC-NLPIR/FlashRAG (``flashrag/pipeline/active_pipeline.py``, ``flashrag/generator/generator.py``, ``flashrag/utils/pred_parse.py``).
+and RUC-NLPIR/FlashRAG (``flashrag/pipeline/active_pipeline.py``, ``flashrag/generator/generator.py``, ``flashrag/utils/pred_parse.py``; MIT licence),
+of which instruction and demonstration are quoted.
 
 How ours differs from both: a search is a turn in the environment, so the retriever and how many passages one search gives are the environment's
 (there: BM25 and 6, dense and 5), and no more searches are made than leave a turn to answer in. A query that is empty is not searched for.
@@ -306,6 +307,7 @@ def similarity(a: str, b: str) -> float:
 
 _STOP = re.compile(r"(?<![.!?])[.!?]++[\"'\u201d\u2019)\]]*+(?=\s+(\S)|\s*$)|\n")
 _TITLES = frozenset({"Mr", "Mrs", "Ms", "Dr", "Prof", "St", "Lt", "Col", "Gen", "Capt", "Sgt", "Rev", "Mt", "Ft", "vs", "Vol", "Op"})
+_BEFORE_FIGURES = frozenset({"No", "Jan", "Feb", "Aug", "Sept", "Oct", "Nov", "Dec"})
 _INITIALS = re.compile(r"\W*(?:[^\W\d_]\.)*[^\W\d_]")
 _BEGINNINGS = re.compile(r"\s+(?:So|Thus|Therefore|Hence|The|He|She|It|They|This|That|These|In|Both)\b")
 
@@ -313,8 +315,8 @@ _BEGINNINGS = re.compile(r"\s+(?:So|Thus|Therefore|Hence|The|He|She|It|They|This
 def first_sentence(text: str) -> str:
     """The first sentence of a text, stripped; empty for a blank text.
 
-    It ends at ``.!?`` before a blank and anything but a small letter, or at a line break. A full stop behind a title ("Dr."), "No." before a digit,
-    or initials ("J. R. R.", "U.S.") ends it only where a word follows that often begins sentences.
+    It ends at ``.!?`` before a blank and anything but a small letter, or at a line break. A full stop behind a title ("Dr."), "No." or a month before a
+    digit, or initials ("J. R. R.", "U.S.") ends it only where a word follows that often begins sentences.
     """
     text = text.strip()
     for stop in _STOP.finditer(text):
@@ -324,7 +326,7 @@ def first_sentence(text: str) -> str:
         if following.islower():
             continue
         before = (text[max(0, stop.start() - 20) : stop.start()].split() or [""])[-1]
-        abbreviated = before in _TITLES or _INITIALS.fullmatch(before) is not None or (before == "No" and following.isdigit())
+        abbreviated = before in _TITLES or _INITIALS.fullmatch(before) is not None or (before in _BEFORE_FIGURES and following.isdigit())
         if not (abbreviated and stop[0] == ".") or (before not in _TITLES and _BEGINNINGS.match(text, stop.end())):
             return text[: stop.end()]
     return text
