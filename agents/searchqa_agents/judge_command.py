@@ -68,7 +68,9 @@ def main(line: Sequence[str]) -> int:
         tuple(arguments.allow_host),
     )
     path = Path(arguments.path)
-    candidates = read_candidates(arguments.path)
+    if path.name == SCORES_FILE and (path.parent / "config.yaml").is_file():  # a run's scores stand for the run
+        path = path.parent
+    candidates = read_candidates(str(path))
     verdicts = judge_file(candidates, settings, patience, judgements_path(path))
     if path.is_dir():
         from searchqa_agents.eval_report import refresh

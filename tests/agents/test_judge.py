@@ -566,7 +566,8 @@ def test_a_run_folder_is_judged_and_its_summary_table_and_page_show_it(
     assert summary["metrics"]["judge"] == pytest.approx(result["judge"])
     assert "judge" in (folder / "report.html").read_text(encoding="utf-8")
     assert json.loads((folder / "judge.json").read_text(encoding="utf-8"))["model"] == "m"
-    assert run(str(folder), "--url", server.url, "--model", "m", capsys=capsys) == result
+    for name in (folder, folder / "scores.jsonl"):
+        assert run(str(name), "--url", server.url, "--model", "m", capsys=capsys) == result
     assert len(asked) == len(different)
 
 
