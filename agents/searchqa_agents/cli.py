@@ -73,12 +73,18 @@ Examples:
        searchqa eval judge FOLDER_OR_FILE --url URL --model NAME    have a language model judge answers
 
 Plays every question and prints exact match, F1, cover match, recall of the supporting titles, searches, and the stamp that makes the numbers
-comparable.
+comparable. The results are in the run's folder: scores.jsonl (a row per episode, without times), times.jsonl, results.parquet, stamp.json.
+What was stopped or killed goes on with resume=runs/..., and repeats no episode that has ended; so does the same line with the same run_dir. With resume=,
+other sets=, questions= and samples= add to what is played.
 
 Examples:
   searchqa eval env=world agent=oracle
+  searchqa eval sets=all agent=search_once                          the seven published sets
+  searchqa eval sets=[nq,hotpotqa] questions=fixed-500 agent=search_once env.top_k=5
   searchqa eval env=hotpotqa env.split=all agent=search_once env.top_k=5
   searchqa eval env=world env.split=test agent=lm agent.checkpoint=runs/.../checkpoints/train-000020
+  searchqa eval sets=all samples=4 processes=2 agent=lm agent.checkpoint=runs/.../checkpoints/train-000020
+  searchqa eval sets=all agent=search_once run_dir=runs/all shard=0/2       by hand, beside shard=1/2; then the line without shard=
   searchqa eval -m env=hotpotqa,musique env.split=all agent=search_once""",
     ),
     "play": Command(

@@ -442,7 +442,7 @@ def test_counts_below_one_are_refused(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["train", "env=hotpotqa"], "Use env=world, start=<checkpoint>, or demonstrations=direct or search_once"),
+        (["train", "env=hotpotqa"], "Use env=world, start=<checkpoint>, or demonstrations=direct or"),
         (["sft", "env=musique"], "gold chain"),
         (["eval", "env=nq", "agent=oracle"], "gold chain"),
         (["train", "start=runs/nope"], "runs/nope holds no model"),
