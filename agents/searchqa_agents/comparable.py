@@ -8,6 +8,7 @@ chance (the seed). A part that this module does not know, such as one of a data 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,13 +33,14 @@ OFF_WHERE_ABSENT = frozenset({"search_controls", "told_the_answer"})
 QUESTIONS = ("questions", "questions_sha256", "questions_played", "question_list", "described_questions")
 """Parts that say which questions were played."""
 
-MUST_BE_KNOWN = frozenset({"dataset", "corpus", "retriever", "top_k", "metric", *QUESTIONS})
+MUST_BE_KNOWN = frozenset({"dataset", "corpus", "retriever", "top_k", "metric", "judge", *QUESTIONS})
 """Parts that refuse where one of the two stamps does not say them. Of all others, that is told."""
 
 _GROUPS = {"questions": QUESTIONS, "data": ("dataset", "split", "revision", *QUESTIONS), "budgets": tuple(BUDGETS)}
 _MECHANICS = frozenset({"url", "timeout", "deadline", "retries", "concurrency"})
-"""Of an agent, what no answer depends on: where its server is, and how it is asked."""
+"""Of an agent and of a judge, what no answer depends on: where its server is, and how it is asked."""
 _COMPARED_APART = frozenset({"retriever", "corpus_sha256", "metrics", *QUESTIONS})
+_HASH = re.compile(r"\b[0-9a-f]{40}(?:[0-9a-f]{24})?\b")
 _CALLED = (
     "retriever",
     "name",
@@ -92,7 +94,7 @@ def shown(value: Any) -> str:
     if value is None:
         return "not known"
     if isinstance(value, str):
-        return value[:12] if len(value) in (40, 64) and set(value) <= set("0123456789abcdef") else value
+        return _HASH.sub(lambda found: found[0][:12], value)
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 160 else f"{text[:157]}..."
 
@@ -119,16 +121,17 @@ def _differences(stamp_a: Mapping[str, Any], stamp_b: Mapping[str, Any]) -> Iter
 def _known(stamp: Mapping[str, Any]) -> dict[str, Any]:
     """What a stamp says, as JSON would give it back: a stamp that was read and one that was just made are the same. Null is a part that it does not say."""
     plain = {str(key): _plain(part) for key, part in stamp.items() if part is not None}
-    if isinstance(plain.get("agent"), dict):
-        plain["agent"] = _agent(plain["agent"])
+    for key in ("agent", "judge"):
+        if isinstance(plain.get(key), dict):
+            plain[key] = _without_mechanics(plain[key])
     if isinstance(plain.get("question_list"), dict):  # how the list was chosen is no matter: its ids say which questions it has
         plain["question_list"] = {key: part for key, part in plain["question_list"].items() if key != "kind"}
     return plain
 
 
-def _agent(agent: dict[str, Any]) -> dict[str, Any]:
-    """Without mechanics, also of the language model that an agent asks."""
-    return {key: _agent(part) if isinstance(part, dict) else part for key, part in agent.items() if key not in _MECHANICS}
+def _without_mechanics(asked: dict[str, Any]) -> dict[str, Any]:
+    """An agent or a judge without them, and so the language model that an agent asks."""
+    return {key: _without_mechanics(part) if isinstance(part, dict) else part for key, part in asked.items() if key not in _MECHANICS}
 
 
 def _plain(value: Any) -> Any:

@@ -6,16 +6,18 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from searchqa_agents.comparable import Difference, notes, refusals
+from searchqa_agents.eval_report import told_stamp
 from searchqa_agents.eval_statistics import Paired, by_set, mean_over_sets, paired, sign_flip_p_value, summarise_rows
+from searchqa_agents.judge_command import SETTINGS_FILE
 from searchqa_agents.published_results import PREFIX, PublishedRow, published_row
-from searchqa_agents.results import read_results
+from searchqa_agents.results import joined_stamp, read_results
 from searchqa_agents.runs import SUMMARY_FILE, RunFolderError
-from searchqa_agents.table import METRIC_TITLES, SET_TITLES, markdown, number, show, stamp_line
+from searchqa_agents.table import METRIC_TITLES, SET_TITLES, in_parts, markdown, number, show
 from searchqa_envs.errors import SearchQAError
 
 MEAN = "mean over sets"
@@ -91,25 +93,29 @@ def main(line: Sequence[str]) -> int:
         raise UsageError("report compare needs two or more: `searchqa report compare A B`. `searchqa report A` shows one.")
     sides = read_sides(arguments.sides)
     sets = common_sets(sides)
-    allowed = _listed(arguments.allow)
+    metrics = _metrics(sides, sets, _listed(arguments.metric))
+    if "judge" not in {metric for own in metrics.values() for metric in own}:
+        sides = _without_judge(sides)
     against, noted = _found(sides, sets, refusals), _found(sides, sets, notes)
-    check_comparable(sides[0].name, against, allowed)
-    tables = {
-        title: _table(sides, sets, own, common=bool(against)) for title, own in _metrics(sides, sets, _listed(arguments.metric)).items()
-    }
+    check_comparable(sides[0].name, against, _listed(arguments.allow))
+    tables = {title: _table(sides, sets, own, common=bool(against)) for title, own in metrics.items()}
     console = Console()
     if arguments.json:
         text = json.dumps(_as_json(sides, sets, against, noted, tables), indent=1, ensure_ascii=False)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         return 0
     for title, table in tables.items():
-        differing, beneath = _differing(sides, against, table), _beneath(sides, sets, noted)
+        differing = _differing(sides, against, table)
         columns, rows = table_rows(title, table, {one.side for one in against})
         if arguments.markdown:
             rows += [[line, *[""] * (len(columns) - 1)] for line in differing]
-            console.print("\n\n".join([markdown(columns, rows), *beneath]) + "\n", markup=False, highlight=False, soft_wrap=True)
-        else:
-            show(console, _title(title, against), columns, rows, "\n".join([*differing, *beneath]))
+            console.print(f"{markdown(columns, rows)}\n", markup=False, highlight=False, soft_wrap=True)
+            continue
+        for part in in_parts(console.width, columns, rows):
+            own = [[row[i] for i in part] for row in rows]
+            show(console, _title(title, against), [columns[i] for i in part], own, "\n".join(differing))
+    beneath = _beneath(sides, sets, noted)
+    console.print(("\n\n" if arguments.markdown else "\n").join(beneath), markup=False, highlight=False, soft_wrap=arguments.markdown)
     return 0
 
 
@@ -170,11 +176,21 @@ def _read_run(word: str) -> Side:
         )
     results = read_results(path)
     rows = by_set(results.rows)
-    stamps = {
-        name: {**results.stamps[name], "metrics": list(dict.fromkeys(metric for row in own for metric in row["metrics"]))}
-        for name, own in rows.items()
-    }
+    judge = (path if path.is_dir() else path.parent) / SETTINGS_FILE
+    stamps = {}
+    for name, own in rows.items():
+        stamps[name] = {**results.stamps[name], "metrics": list(dict.fromkeys(metric for row in own for metric in row["metrics"]))}
+        if "judge" in stamps[name]["metrics"] and judge.is_file():
+            stamps[name]["judge"] = json.loads(judge.read_text(encoding="utf-8"))
     return Side(results.name, stamps, rows)
+
+
+def _without_judge(sides: Sequence[Side]) -> list[Side]:
+    """Who judged matters to no other measure."""
+    return [
+        replace(side, stamps={name: {key: part for key, part in own.items() if key != "judge"} for name, own in side.stamps.items()})
+        for side in sides
+    ]
 
 
 def common_sets(sides: Sequence[Side]) -> list[str]:
@@ -404,7 +420,7 @@ def _range(interval: tuple[float, float] | None, signed: bool = False) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value + 0.0:+.3f}"
+    return "–" if value is None else f"{round(value, 3) + 0.0:+.3f}"
 
 
 def _p(value: float | None) -> str:
@@ -446,7 +462,7 @@ def _beneath(sides: Sequence[Side], sets: Sequence[str], noted: Sequence[Found])
     if noted:
         lines.append(f"Noted: {'; '.join(dict.fromkeys(_told(one, _only_other(sides)) for one in noted))}.")
     if first.rows:
-        lines.append(f"{first.name}: {stamp_line(first.stamps[sets[0]])}")
+        lines.append(f"{first.name}: {told_stamp(joined_stamp({name: first.stamps[name] for name in sets}))}")
     for side in sides:
         if side.published is not None:
             lines.append(

@@ -139,6 +139,7 @@ def _stamp(table: Mapping[str, Any], row: Mapping[str, Any], name: str, metrics:
         "corpus": said("corpus"),
         "retriever": said("retriever"),
         "top_k": said("top_k"),
+        "judge": said("judge"),
         "metrics": list(metrics),
         "printed_as": table.get("printed_as"),
         "model": row.get("model", table["model"]),
