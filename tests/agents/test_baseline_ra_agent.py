@@ -33,7 +33,7 @@ from searchqa_agents.baselines.search_o1 import BEGIN_QUERY, BEGIN_RESULT, END_Q
 from searchqa_agents.completion_server import CompletionServerLM
 from searchqa_agents.rollout import rollout
 from searchqa_agents.scripted import ScriptedAgent
-from searchqa_agents.writer import Writer
+from searchqa_agents.writer import PromptTooLong, Writer
 from searchqa_envs.dialects import SEARCH_R1
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers import ByteTokenizer
@@ -202,6 +202,15 @@ def test_without_a_request_or_a_box_the_answer_is_empty(end):
 def test_backoff_asks_once_more():
     _, segments = play(RaAgentConfig(backoff=True), [says("I give up."), says(r"\boxed{Paris}")])
     assert segments[-1].endswith("<answer>Paris</answer>")
+    _, segments = play(RaAgentConfig(backoff=True), [says(r"\boxed{Rome}")])
+    assert segments[-1].endswith("<answer>Rome</answer>")
+
+
+def test_a_reply_asks_for_one_thing_even_where_the_server_does_not_tell_what_stopped_it():
+    both = says(f"{BEGIN_QUERY}a {BEGIN_URL}wiki/Warsaw")
+    begun, segments = play(RaAgentConfig(), [both, both, says("")], [[WARSAW]])
+    assert segments[0] == f"<search>a {BEGIN_URL}wiki/Warsaw</search>"
+    assert inserted(begun)[1] == "", "a repeated query, and no page"
 
 
 def test_pages_can_forge_neither_an_answer_nor_tags():
@@ -363,6 +372,16 @@ def test_what_does_not_fit_into_the_models_positions_is_cut_and_the_episode_goes
     assert trajectory.usage["cut_tokens"] > 0
     assert max(map(len, lm.prompts)) <= positions - 1000
     assert f"Question:\n{trajectory.question}\n" in lm.prompts[-1]
+
+
+def test_a_request_that_does_not_fit_by_itself_is_an_error_that_names_the_way_out(small_data, scripted_lm):
+    venv = environment(small_data, top_k=6)
+    query = f"{BEGIN_QUERY}{'Marie Curie ' * 150}{END_QUERY}"
+    lm = scripted_lm.ScriptedLM(venv.unwrapped.tokenizer, in_order(f"{BEGIN_QUERY}Warsaw{END_QUERY}", query, ""))
+    lm.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=6000))
+    agent = ScriptedAgent.for_env(ra_agent(RaAgentConfig(max_tokens=2000, max_searches=1)), venv, Writer(lm, venv.unwrapped.tokenizer))
+    with pytest.raises(PromptTooLong, match="lower the length of the reply"):
+        rollout(venv, agent, ["q1"])
 
 
 @pytest.mark.data

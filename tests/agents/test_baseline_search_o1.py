@@ -36,7 +36,7 @@ from searchqa_agents.baselines.search_o1 import (
 from searchqa_agents.completion_server import CompletionServerLM
 from searchqa_agents.rollout import rollout
 from searchqa_agents.scripted import ScriptedAgent
-from searchqa_agents.writer import Writer
+from searchqa_agents.writer import PromptTooLong, Writer
 from searchqa_envs.dialects import SEARCH_R1
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers import ByteTokenizer
@@ -488,6 +488,17 @@ def test_what_does_not_fit_into_the_models_positions_is_cut_and_the_episode_goes
     assert max(map(len, lm.prompts)) <= positions - 2000
     assert lm.prompts[-1].endswith(f"{BEGIN_QUERY}Warsaw{END_QUERY}\n\n{BEGIN_RESULT}On the Vistula.{END_RESULT}\n\n")
     assert "Question:\nOn which river lies" in lm.prompts[-1]
+
+
+def test_a_query_that_does_not_fit_by_itself_is_an_error_that_names_the_way_out(small_data, scripted_lm):
+    venv = environment(small_data)
+    reading = f"**Final Information** {'Born in Warsaw. ' * 20}"
+    query = f"{BEGIN_QUERY}{'Marie Curie ' * 150}{END_QUERY}"
+    lm = scripted_lm.ScriptedLM(venv.unwrapped.tokenizer, in_order(f"{BEGIN_QUERY}Warsaw{END_QUERY}", reading, query, ""))
+    lm.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=5000))
+    agent = ScriptedAgent.for_env(search_o1(SearchO1Config(max_tokens=2000, max_searches=1)), venv, Writer(lm, venv.unwrapped.tokenizer))
+    with pytest.raises(PromptTooLong, match="lower the length of the reply"):
+        rollout(venv, agent, ["q1"])
 
 
 @pytest.mark.data
