@@ -331,7 +331,14 @@ def test_published_checkpoints_are_evaluated_by_name(hub: Hub, small_data: Path,
         small_data,
         [
             [*short, "agent=published/search_r1_qwen2.5_7b_ppo", "env.max_segment_tokens=8", f"run_dir={qwen}"],
-            [*short, "agent=published/r1_searcher_llama3.1_8b_instruct", "env.max_segment_tokens=8", f"run_dir={llama}"],
+            [
+                "sets=[nq,hotpotqa]",
+                *short[1:],
+                "agent=published/r1_searcher_llama3.1_8b_instruct",
+                "env.max_segment_tokens=8",
+                "env.top_k=2",
+                f"run_dir={llama}",
+            ],
             [*short, "agent=published/r1_searcher_qwen2.5_7b", f"run_dir={tmp_path / 'missing'}"],
             [*short, "agent=published/zerosearch_wiki_llama3.2_3b", f"run_dir={tmp_path / 'gated'}"],
             [*short, "agent=published/zerosearch_wiki_qwen2.5_3b", f"run_dir={tmp_path / 'unreached'}"],
@@ -340,12 +347,12 @@ def test_published_checkpoints_are_evaluated_by_name(hub: Hub, small_data: Path,
     assert [status for status, _ in told] == [0, 0, 1, 1, 1], told
     for run, name, dialect, prompt, top_k, turns in (
         (qwen, SEARCH_R1, "search-r1", "published", 3, 5),
-        (llama, R1_SEARCHER_LLAMA, "r1-searcher", "chat", 5, 9),
+        (llama, R1_SEARCHER_LLAMA, "r1-searcher", "chat", 2, 9),
     ):
         stamp = json.loads((run / "stamp.json").read_text())
         assert stamp["tokenizer"].startswith(f"{name}@")
         assert (stamp["dialect"], stamp["prompt"], stamp["top_k"], stamp["max_turns"]) == (dialect, prompt, top_k, turns)
-        assert stamp["max_segment_tokens"] == 8  # the line's own value
+        assert stamp["max_segment_tokens"] == 8  # the line's own value, as R1-Searcher's top_k
         assert stamp["agent"]["checkpoint"] == name
         assert stamp["agent"]["temperature"] == 0
         assert yaml.safe_load((run / "config.yaml").read_text())["dtype"] == "bfloat16"
@@ -357,7 +364,7 @@ def test_published_checkpoints_are_evaluated_by_name(hub: Hub, small_data: Path,
     [first, _] = load_trajectories(qwen / "trajectories" / "eval.jsonl.gz")
     asked = SEARCH_R1_PROMPT.replace("{question}", question)
     assert first.prompt == f"<|im_start|>user\n{asked}\n<|im_start|>assistant\n"  # <|im_end|> is an id without text
-    [first, _] = load_trajectories(llama / "trajectories" / "eval.jsonl.gz")
+    [first, _] = load_trajectories(llama / "trajectories" / "nq.jsonl.gz")
     rules = R1_SEARCHER_CHAT_PROMPT.partition("\n\nUser:")[0]
     assert first.prompt == (
         f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{rules}<|start_header_id|>user<|end_header_id|>\n\n{question}"

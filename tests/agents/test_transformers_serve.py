@@ -13,6 +13,7 @@ from searchqa_agents.cli import main
 from searchqa_agents.completion_server import CompletionServerLM
 from searchqa_agents.rollout import rollout
 from searchqa_agents.scripted import ScriptedAgent
+from searchqa_agents.trajectory import load_trajectories
 
 CHAT_TEMPLATE = "{% for message in messages %}[{{ message.role }}]{{ message.content }}[end]{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 QUESTIONS = 5
@@ -100,9 +101,13 @@ def test_episodes_of_a_served_model_are_those_it_was_trained_on(server, model_fo
         assert all(a.end == b.start for a, b in pairwise(trajectory.turns))
 
 
-def test_eval_from_the_command_line(server, model_folder, small_data, tmp_path, capsys):
+@pytest.mark.parametrize(("agent", "protocol"), [("server", "completions"), ("baseline/zero_shot_server", "chat")])
+def test_eval_from_the_command_line(server, model_folder, demonstrations, small_data, tmp_path, agent, protocol):
     folder = small_data / "hotpotqa"
     line = ["env=custom", f"env.questions={folder / 'questions.jsonl'}", f"env.corpus={folder / 'corpus.jsonl.gz'}", "env.prompt=bare"]
-    agent = ["agent=server", f"agent.url={server}", "agent.protocol=completions", f"agent.model={model_folder}", "agent.temperature=0"]
-    assert main(["eval", *line, *agent, f"run_dir={tmp_path / 'run'}", "env.top_k=1"]) == 0
-    assert "searches" in capsys.readouterr().out
+    budgets = ["env.top_k=1", "env.max_observation_tokens=400", "env.max_segment_tokens=120", "env.max_context_tokens=2000", "save=null"]
+    served = [f"agent={agent}", f"agent.url={server}", f"agent.protocol={protocol}", f"agent.model={model_folder}", "agent.temperature=0"]
+    assert main(["eval", *line, *served, *budgets, f"run_dir={tmp_path / 'run'}"]) == 0
+    played = load_trajectories(tmp_path / "run" / "trajectories" / "eval.jsonl.gz")
+    assert [t.token_ids.tolist() for t in played] == [t.token_ids.tolist() for t in demonstrations]
+    assert all(t.answer is not None and t.turns[0].passages for t in played)
