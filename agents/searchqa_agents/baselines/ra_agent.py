@@ -1,7 +1,8 @@
 r"""RA-Agent: the model searches and fetches pages in the midst of its reasoning, and what comes back is inserted as it is.
 
 The "RAgent" baseline of "Search-o1: Agentic Search-Enhanced Large Reasoning Models" (arXiv 2501.05366), after its code
-(github.com/sunnynexus/Search-o1, ``scripts/run_rag_agent.py, prompts.py``; MIT licence), from which the prompts and messages are quoted. How ours differs:
+(github.com/sunnynexus/Search-o1, ``scripts/run_rag_agent.py, prompts.py``; MIT licence; read in the copy xiaowu0162/Search-o1 at 0f22810,
+``prompts.py`` at 5b8bf28), from which the prompts and messages are quoted. How ours differs:
 
 - A search result is a passage of the corpus: its title, a made-up URL (:func:`url_of`), and a snippet (:func:`~.search_o1.snippet_of`). A URL's page
   is the text of all passages with that URL that the searches have found so far. There is no other page to fetch, so that any other URL gets a message,

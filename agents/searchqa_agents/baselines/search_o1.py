@@ -1,7 +1,8 @@
 r"""Search-o1: the model searches in the midst of its reasoning, and a second call of it reads what was found and hands on what helps.
 
 After "Search-o1: Agentic Search-Enhanced Large Reasoning Models" (arXiv 2501.05366) and its code (github.com/sunnynexus/Search-o1, ``scripts/``:
-``run_search_o1.py, prompts.py, bing_search.py, evaluate.py``; MIT licence), from which the prompts and messages are quoted. How ours differs:
+``run_search_o1.py, prompts.py, bing_search.py, evaluate.py``; MIT licence; read in the copy xiaowu0162/Search-o1 at 29cad59, ``prompts.py`` at 5b8bf28),
+from which the prompts and messages are quoted. How ours differs:
 
 - A web page is a passage of the corpus. Its snippet, which there comes from the search engine, is made here: see :func:`snippet_of`.
 - The answer is the last balanced ``\boxed{...}`` that the model itself wrote; there, a regular expression looks line by line, through inserted results too.
