@@ -204,6 +204,9 @@ def _lines(parts: Sequence[Mapping[str, Any]], interval_of: Any) -> list[tuple[s
         if any(value is not None for value in values):
             lines.append((title, [amount(value) for value in values], interval))
 
+    lines.append(("questions", [f"{int(part['metrics']['questions']):,}" for part in parts], None))
+    if any(part["metrics"]["episodes"] != part["metrics"]["questions"] for part in parts):
+        lines.append(("episodes", [f"{int(part['metrics']['episodes']):,}" for part in parts], None))
     for group, titles in METRIC_GROUPS.items():
         lines.append((group, empty, None))
         for name, title in titles.items():
@@ -223,9 +226,6 @@ def _lines(parts: Sequence[Mapping[str, Any]], interval_of: Any) -> list[tuple[s
     for name, title in _LATENCY.items():
         if name in latency:
             add(title, [part.get("latency", {}).get(name) for part in parts])
-    lines.append(("questions", [f"{int(part['metrics']['questions']):,}" for part in parts], None))
-    if any(part["metrics"]["episodes"] != part["metrics"]["questions"] for part in parts):
-        lines.append(("episodes", [f"{int(part['metrics']['episodes']):,}" for part in parts], None))
     return lines
 
 

@@ -266,7 +266,7 @@ def combined(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]
     """One table (title, columns, rows): means over runs that differ in their seed only, otherwise a column for each run."""
     from searchqa_agents.table import number
 
-    stamps = [{key: value for key, value in run.stamp.items() if key not in OWN_TO_A_RUN} | settings_of(run.config) for run in runs]
+    stamps = [_without_own(run.stamp) | settings_of(run.config) for run in runs]
     values = [run_values(run) for run in runs]
     titles = {name: None for one in values for name in one}
     if all(stamp == stamps[0] for stamp in stamps[1:]):
@@ -284,6 +284,12 @@ def combined(runs: Sequence[Run]) -> list[tuple[str, list[str], list[list[str]]]
         for when in whens:
             rows.append([f"{title}{', ' + when if when else ''}", *(number(one.get(title, {}).get(when)) for one in values)])
     return [("Runs with different settings", ["", *(run.path.name for run in runs)], rows)]
+
+
+def _without_own(stamp: Mapping[str, Any]) -> dict[str, Any]:
+    """A stamp, and that of each set in it, without what may differ between runs whose mean is still meaningful."""
+    own = {key: value for key, value in stamp.items() if key not in OWN_TO_A_RUN}
+    return own | {"sets": {name: _without_own(value) for name, value in stamp["sets"].items()}} if "sets" in stamp else own
 
 
 def run_values(run: Run) -> dict[str, dict[str, float]]:
@@ -318,16 +324,16 @@ def write_page(path: Path, sets: Mapping[str, Sequence[Trajectory]] | None = Non
     from searchqa_agents.trajectory import load_trajectories
     from searchqa_agents.viewer import build_page
 
+    summary_file = path / "summary.json"
+    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {"columns": [], "rows": []}
     if sets is None:
         files = sorted(
             (path / "trajectories").glob("[!.]*.jsonl*"), key=lambda file: (file.stem.partition("-")[0] == "rollouts", file.name)
         )
         sets = {file.name.partition(".")[0]: load_trajectories(file) for file in files}
-        order = [name for name in ("before", "after") if name in sets]
+        order = [name for name in ("before", "after", *summary.get("sets", {})) if name in sets]
         sets = {name: sets[name] for name in [*order, *(name for name in sets if name not in order)]}
-    summary_file = path / "summary.json"
     picture_file = path / (PICTURE_FILE if is_evaluation(path) else "learning_curve.png")
-    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {"columns": [], "rows": []}
     stamp, searches = _stamp(path), read_searches(path)
     page = build_page(
         sets,
