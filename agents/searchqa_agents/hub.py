@@ -11,7 +11,7 @@ from pathlib import Path
 from searchqa_envs.errors import ConfigurationError
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_WAYS = "Or fetch it elsewhere (hf download {name} --local-dir FOLDER) and name the folder."
+_WAYS = "Or fetch it elsewhere (hf download {name} --local-dir FOLDER) and give the folder in place of the name: agent.checkpoint=FOLDER."
 
 
 def is_hub_name(name: object) -> bool:
@@ -61,7 +61,7 @@ def _said(name: str, error: BaseException) -> str:
     elif any(isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError) for cause in causes) or not isinstance(
         error, OSError | ValueError
     ):
-        why = f"{name} is not in the cache of the model hub, and {endpoint} cannot be reached (or $HF_HUB_OFFLINE is set)."
+        why = f"{name} is not in the cache of the model hub, and {endpoint} cannot be reached: check the network, $HF_ENDPOINT and $HF_HUB_OFFLINE."
     else:
         why = f"The model {name} of {endpoint} cannot be loaded: {error}"
     return f"{why} {_WAYS.format(name=name)}"

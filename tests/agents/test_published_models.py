@@ -34,7 +34,7 @@ from transformers import (
 
 from searchqa_agents.cli import main
 from searchqa_agents.config_help import options
-from searchqa_agents.loading import checkpoint_path, checkpoint_tokenizer
+from searchqa_agents.loading import checkpoint_path, checkpoint_tokenizer, make_venv
 from searchqa_agents.lora import has_lora
 from searchqa_agents.models import load_model
 from searchqa_agents.policy import Policy
@@ -316,6 +316,15 @@ def test_a_folder_of_lora_adapters_is_the_model_with_them_and_has_its_tokenizer(
         assert not torch.allclose(load_model(base)(ids).logits, expected, atol=1e-2)
 
 
+def test_without_the_hub_a_name_that_is_not_in_the_cache_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    env = composed("env=world", "env.tokenizer=nobody/nothing").env
+    with pytest.raises(ConfigurationError, match=r"nobody/nothing is not in the cache of the model hub, and .* cannot be reached"):
+        make_venv(env, 1)
+    with pytest.raises(ConfigurationError, match="nobody/nothing"):
+        load_model("nobody/nothing")
+
+
 def test_a_folder_that_holds_no_weights_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(ConfigurationError, match=f"The model in {tmp_path} cannot be loaded"):
@@ -374,7 +383,7 @@ def test_published_checkpoints_are_evaluated_by_name(hub: Hub, small_data: Path,
     missing, gated, unreached = (" ".join(said.split()) for _, said in told[2:])
     assert f"There is no model XXsongLALA/Qwen-2.5-7B-base-RAG-RL on {hub.url}, or it is private" in missing
     assert f"{hub.url} gives out {GATED} only to those who have accepted its conditions" in gated
-    assert f"{UNREACHED} is not in the cache of the model hub, and {hub.url} cannot be reached" in unreached
+    assert f"{UNREACHED} is not in the cache of the model hub, and {hub.url} cannot be reached: check the network" in unreached
     for name, said in ((GATED, gated), (UNREACHED, unreached)):
-        assert f"hf download {name} --local-dir FOLDER" in said
+        assert f"hf download {name} --local-dir FOLDER) and give the folder in place of the name: agent.checkpoint=FOLDER" in said
         assert "Traceback" not in said
