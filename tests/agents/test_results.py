@@ -53,7 +53,10 @@ def made(question_id="q1", sample=0, set_name="nq", **changes):
 
 
 def times_of(rows):
-    return [{"set": one["set"], "id": one["id"], "sample": one["sample"], "seconds": {"model": 0.1, "search": 1 / 3}} for one in rows]
+    return [
+        {"set": one["set"], "id": one["id"], "sample": one["sample"], "seconds": {"model": i + 0.1, "search": 1 / 3}}
+        for i, one in enumerate(rows)
+    ]
 
 
 @pytest.fixture
@@ -92,7 +95,10 @@ def test_rows_stay_in_their_order_and_times_follow_it(folder):
     write_results(folder, rows, times_of(rows)[::-1], {"bamboogle": {}, "nq": {}})
     for results in forms(folder):
         assert [row_key(one) for one in results.rows] == [row_key(one) for one in rows] == [row_key(one) for one in results.times]
+        assert results.times == times_of(rows)
         assert list(results.stamps) == ["nq", "bamboogle"]
+    lines = [json.loads(line) for line in (folder / TIMES_FILE).read_text().splitlines()]
+    assert lines == times_of(rows)
 
 
 def test_equal_rows_give_equal_bytes_in_whatever_order_their_keys_are(folder, tmp_path):
