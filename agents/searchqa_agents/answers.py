@@ -4,7 +4,8 @@
     answers/trajectories/          under the same names, the episodes that the page will show, whole
 
 A line is ``{"begun": set, "stamp": {...}}`` before the first episode that a process plays of a set, ``{"row": scores, "time": times}`` for an episode as it
-ends, or ``{"searches": counters}``. A last line that a killed process left unfinished is cut off when its journal is opened again.
+ends, ``{"searches": counters}``, or ``{"ended": set, "stamp": {...}}`` where more is known by then of what the set was played with. A last line that a
+killed process left unfinished is cut off when its journal is opened again.
 """
 
 from __future__ import annotations
@@ -116,6 +117,10 @@ class Journal:
         """Say with what the episodes of a set are played from here on."""
         self._append(self._answers, {"begun": name, "stamp": json.loads(json.dumps(stamp, default=str))})
 
+    def end(self, name: str, stamp: Mapping[str, Any]) -> None:
+        """Say with what the episodes of a set were played, where more is known of it than at the beginning."""
+        self._append(self._answers, {"ended": name, "stamp": json.loads(json.dumps(stamp, default=str))})
+
     def add(self, row: Row, time: Row, trajectory: Trajectory | None = None) -> None:
         """Keep an episode that has ended: its rows of scores and times, and the whole of it where it is given."""
         if trajectory is not None:  # first, so that no episode counts as played whose trajectory is lost
@@ -176,7 +181,7 @@ class Answers:
     rows, times
         By episode; of one that was played twice, the first.
     stamps
-        By set, the stamps of each time that a process began to play it.
+        By set, the stamps with which episodes of it were played.
     searches
         Counters of all journals, one mapping for each line.
     """
@@ -192,17 +197,22 @@ def read_answers(path: Path) -> Answers:
     """What was played so far. Raises ``RunFolderError`` for a line that is not of a journal, or of another schema version."""
     answers = Answers()
     for file in sorted((path / FOLDER).glob("*.jsonl")):
+        begun: dict[str, Any] = {}
         for where, line in _lines(file):
             try:
                 if "row" in line:
                     row, time = line["row"], line["time"]
                     _check_version(row["schema_version"], where)
+                    if row["set"] in begun:  # one with which nothing was played decides nothing
+                        answers.stamps.setdefault(row["set"], []).append(begun.pop(row["set"]))
                     if row_key(time) != (key := row_key(row)):
                         raise ValueError("the times are another episode's")
                     answers.rows.setdefault(key, row)
                     answers.times.setdefault(key, time)
                 elif "begun" in line:
-                    answers.stamps.setdefault(line["begun"], []).append(line["stamp"])
+                    begun[line["begun"]] = line["stamp"]
+                elif "ended" in line:
+                    answers.stamps.setdefault(line["ended"], []).append(line["stamp"])
                 else:
                     answers.searches.append(line["searches"])
             except (KeyError, ValueError, TypeError) as error:

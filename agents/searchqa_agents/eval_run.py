@@ -22,7 +22,7 @@ from searchqa_agents.results import Key, Row
 from searchqa_agents.runs import OtherSearchError, RunFolder, RunFolderError, run_stamp, stamp_differences
 from searchqa_agents.settings import LANGUAGE_MODELS, BaselineSettings, EnvSettings, EvalSettings
 from searchqa_envs.errors import ConfigurationError, SearchQAError
-from searchqa_retrievers.types import RetrieverError
+from searchqa_retrievers.types import SERVER_NOT_REACHED, RetrieverError
 
 if TYPE_CHECKING:
     from searchqa_agents.language_model import LanguageModel
@@ -299,7 +299,9 @@ def check_stamp(path: Path, name: str, begun: Sequence[Mapping[str, Any]], now: 
         different = [
             (key, old, new)
             for key, old, new in stamp_differences(before, now)
-            if key.partition(".")[0] not in OWN_TO_A_LIST and not (key.startswith("agent.") and key.rpartition(".")[2] in AGENT_MECHANICS)
+            if SERVER_NOT_REACHED not in (old, new)
+            and key.partition(".")[0] not in OWN_TO_A_LIST
+            and not (key.startswith("agent.") and key.rpartition(".")[2] in AGENT_MECHANICS)
         ]
         if before.get("seed") != now.get("seed"):
             different.append(("seed", before.get("seed"), now.get("seed")))
@@ -350,6 +352,10 @@ def play(settings: EvalSettings, journal: Journal, plans: Sequence[SetPlan], adv
             check_stamp(journal.path, missing.plan.name, stamps.get(missing.plan.name, ()), stamp)
             journal.begin(missing.plan.name, stamp)
             player.play(venv, agent, missing, stamp)
+            after = set_stamp(settings, missing.plan, venv.unwrapped)
+            if after != stamp:  # what could not be asked at first, such as a server that was not there yet
+                journal.end(missing.plan.name, after)
+                check_stamp(journal.path, missing.plan.name, [*stamps.get(missing.plan.name, ()), stamp], after)
         finally:
             venv.close()
     return player.played
@@ -476,7 +482,7 @@ def write_all(settings: EvalSettings, folder: RunFolder, plans: Sequence[SetPlan
             f"{folder.path}: the journals in answers/ do not say with what {', '.join(unstamped)} was played; a file of theirs was removed or cut. "
             "Choose another run_dir."
         )
-    stamps = {plan.name: answers.stamps[plan.name][-1] | list_stamp(settings, plan) for plan in plans}
+    stamps = {plan.name: _known_best(answers.stamps[plan.name]) | list_stamp(settings, plan) for plan in plans}
     write_results(folder.path, rows, times, stamps)
     lines = [json.dumps({"phase": "eval", "step": 0, **counters}) + "\n" for counters in answers.searches]
     folder.write_text(SEARCHES_FILE, "".join(lines))
@@ -489,3 +495,10 @@ def write_all(settings: EvalSettings, folder: RunFolder, plans: Sequence[SetPlan
     if tokenizer is not None:
         folder.write_tokenizer(tokenizer)
     return finish(folder, settings.name, rows, times, stamps, shown, read_searches(folder.path), console)
+
+
+def _known_best(stamps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The last stamp that knows all servers; the last where none does."""
+    from searchqa_retrievers.wrapped import not_reached
+
+    return next((stamp for stamp in reversed(stamps) if not not_reached(stamp)), stamps[-1])

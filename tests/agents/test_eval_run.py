@@ -548,6 +548,7 @@ def test_parts_share_all_that_is_missing_between_them(sizes: list[int], samples:
 def test_what_a_journal_kept_is_read_back_with_any_text(tmp_path: Path) -> None:
     row = {"schema_version": 1, "set": "nq", "id": "q \ud800\u2028", "sample": 0, "answer": "\udcff"}
     with Journal(tmp_path, Part()) as journal:
+        journal.begin("popqa", {"seed": 0})  # nothing is played with it
         journal.begin("nq", {"seed": 0, "path": tmp_path})
         journal.add(row, {"set": "nq", "id": "q \ud800\u2028", "sample": 0, "seconds": {"model": 0.5}})
         journal.add_searches({"search/searches": 2.0})

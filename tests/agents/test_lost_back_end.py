@@ -286,18 +286,50 @@ class FirstCallLost:
         return self
 
 
-def test_an_evaluation_tells_what_it_lost_in_its_table_and_fails_where_that_is_all(back_end, tmp_path, capsys):
-    line = ["eval", "env=world", "agent=search_once", "questions=8", "num_envs=2", *back_end.words(retries=0)]
+def test_an_evaluation_without_a_back_end_stops_and_one_that_gets_it_back_leaves_nothing_out(back_end, tmp_path, capsys):
+    line = ["eval", "env=world", "agent=search_once", "questions=8", "threads=1", *back_end.words(retries=0)]
+    assert main([*line, f"run_dir={tmp_path / 'whole'}"]) == 0
     back_end.stop()
-    assert main([*line, f"run_dir={tmp_path / 'none'}"]) == 1
-    assert "the evaluation has no result, because 8 of its 8 episodes lost it" in capsys.readouterr().err
-    assert not (tmp_path / "none" / "summary.json").exists()
+    capsys.readouterr()
+    for num_envs, said in (
+        (2, "The search back end is gone: 6 episodes in a row"),
+        (8, "was lost in 8 episodes of world, also when they were played again"),
+    ):
+        run = tmp_path / f"none-{num_envs}"
+        assert main([*line, f"run_dir={run}", f"num_envs={num_envs}"]) == 1
+        told = " ".join(capsys.readouterr().err.split())
+        assert said in told
+        assert told.endswith(f"What was played is kept: `searchqa eval resume={run}` goes on.")
+        assert not (run / "summary.json").exists()
     back_end.start(wrapped=FirstCallLost)
-    assert main([*line, f"run_dir={tmp_path / 'some'}"]) == 0
-    summary = json.loads((tmp_path / "some" / "summary.json").read_text())
-    [row] = [row for row in summary["rows"] if "lost the search back end" in row[0]]
-    assert row[1] == "2"
-    assert "was lost in 2 episodes" in capsys.readouterr().out
+    assert main([*line, f"run_dir={tmp_path / 'some'}", "num_envs=2"]) == 0
+    assert (tmp_path / "some" / "scores.jsonl").read_bytes() == (tmp_path / "whole" / "scores.jsonl").read_bytes()
+    assert main(["eval", f"resume={tmp_path / 'none-8'}"]) == 0
+    assert (tmp_path / "none-8" / "scores.jsonl").read_bytes() == (tmp_path / "whole" / "scores.jsonl").read_bytes()
+
+
+def test_an_evaluation_whose_back_end_goes_in_the_middle_keeps_what_was_answered(back_end, tmp_path, capsys, monkeypatch):
+    from searchqa_agents.answers import Journal, read_answers
+
+    line = ["eval", "env=world", "agent=search_once", "questions=40", "num_envs=2", "threads=1", *back_end.words(retries=0)]
+    assert main([*line, f"run_dir={tmp_path / 'whole'}"]) == 0
+    original, kept = Journal.add, []
+
+    def add(self, *arguments):
+        original(self, *arguments)
+        kept.append(arguments[0]["id"])
+        if len(kept) == 10:
+            back_end.stop()
+
+    monkeypatch.setattr(Journal, "add", add)
+    run = tmp_path / "run"
+    assert main([*line, f"run_dir={run}"]) == 1
+    assert "episodes in a row" in capsys.readouterr().err
+    assert 10 <= len(read_answers(run).rows) < 40
+    back_end.start()
+    assert main(["eval", f"resume={run}"]) == 0
+    assert sorted(kept) == sorted(set(kept))  # none twice
+    assert (run / "scores.jsonl").read_bytes() == (tmp_path / "whole" / "scores.jsonl").read_bytes()
 
 
 def test_an_error_of_the_configuration_in_the_middle_tells_how_to_go_on(back_end, tmp_path, capsys, at_line, monkeypatch):
