@@ -613,6 +613,20 @@ def test_verl_is_told_which_recipes_are_of_one_stage(capsys: pytest.CaptureFixtu
 
 # -- constants of other commands -------------------------------------------------------------------------------------------------------------
 
+R1_SEARCHER_V0 = """\
+The User asks a question, and the Assistant solves it.
+The Assistant first thinks about the reasoning process in the mind and then provides the User with the final answer.
+The output format of reasoning process and final answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, \
+i.e., "<think> reasoning process here </think>
+
+<answer> final answer here </answer>".
+During the thinking process, the Assistant can perform searching for uncertain knowledge if necessary with the format of \
+"<|begin_of_query|> search query (only keywords) here <|end_of_query|>". **A query must involve only a single triple**.
+Then, the system will provide the Assistant with helpful information with the format of \
+"<|begin_of_documents|> ...search results... <|end_of_documents|>".
+
+User:{question}
+Assistant: <think>"""
 PRESETS_OF: list[tuple[str, str, dict[str, Any]]] = [
     *(
         (
@@ -700,7 +714,7 @@ PRESETS_OF: list[tuple[str, str, dict[str, Any]]] = [
         "r1_searcher_evaluation",
         {
             "env.dialect": "r1-searcher",
-            "env.prompt": "published",
+            "env.prompt": R1_SEARCHER_V0,
             "env.top_k": 5,
             "env.max_turns": 9,
             "env.max_segment_tokens": 512,
