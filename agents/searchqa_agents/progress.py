@@ -37,7 +37,7 @@ class Advance:
 def progress(description: str, total: int, console: Console | None = None) -> Iterator[Advance]:
     """Show how far some work is. Work that never advances is not shown; work that ends before ``total`` is shown as complete.
 
-    Yields an :class:`Advance`. Where the output is not a terminal, a line is written at most every 15 seconds, and one at the end.
+    Yields an :class:`Advance`. Where the output is not a terminal, a line is written at most every 15 seconds, with the time left, and one at the end.
     """
     console = console or Console(stderr=True)
     with (_bar if console.is_terminal else _lines)(description, total, console) as advance:
@@ -87,9 +87,11 @@ def _lines(description: str, total: int, console: Console) -> Iterator[Advance]:
     def advance(done: int, note: str) -> None:
         nonlocal last, shown, latest
         latest = f"{description}: {done}/{total}" + (f", {note}" if note else "")
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last, shown = time.monotonic(), latest
-            console.print(latest, highlight=False, markup=False, soft_wrap=True)
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last, shown = now, latest
+            left = f", {_clock((now - started) / done * (total - done))} left" if 0 < done < total else ""
+            console.print(f"{latest}{left}", highlight=False, markup=False, soft_wrap=True)
 
     yield Advance(advance, console)
     if latest and latest != shown:

@@ -64,7 +64,24 @@ def test_a_log_gets_a_line_at_the_end_and_not_one_per_step(monkeypatch: pytest.M
     with progress("each", 2, console) as advance:
         advance(1, "")
         advance(2, "")
-    assert console.file.getvalue().splitlines()[1:] == ["each: 1/2", "each: 2/2"]  # type: ignore[attr-defined]
+    assert console.file.getvalue().splitlines()[1:] == ["each: 1/2, 00:00 left", "each: 2/2"]  # type: ignore[attr-defined]
+
+
+def test_a_log_tells_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=20)
+    clock = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    with progress("questions", 400, console) as advance:
+        clock[0] += 60
+        advance(100, "em 0.5")
+        clock[0] += 60
+        advance(300, "em 0.4")
+        advance(400, "em 0.3")
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "questions: 100/400, em 0.5, 03:00 left",
+        "questions: 300/400, em 0.4, 00:40 left",
+        "questions: 400/400, em 0.3 (120.0 s)",
+    ]
 
 
 def test_a_line_that_is_said_stands_by_itself_above_the_bar_and_in_a_log() -> None:
