@@ -19,11 +19,11 @@ NOTED = frozenset({"agent", "dialect", "prompt", "reward", "tokenizer", "model",
 """Parts that are told and refuse nothing: what is compared, and what only chance depends on."""
 
 BUDGETS = frozenset({"max_turns", "max_context_tokens", "max_segment_tokens", "max_observation_tokens", "forced_answer"})
-"""Parts that must agree between runs of one agent. Those of different agents belong to the agents, and are told."""
+"""Parts that must agree between agents of one kind and dialect, such as two checkpoints of Search-R1. Those of others belong to the system, and are told."""
 
 UNTOLD = frozenset(
-    {"threads", "cpus", "packages", "python", "platform", "command", "name", "run_dir", "sets"}  # where and how a run was started
-    | {"system", "title", "table", "source", "printed_as", "notes", "passages", "corpus"}  # told elsewhere, or part of another key
+    {"threads", "cpus", "packages", "python", "platform", "command", "sets"}  # where and how a run was started
+    | {"passages", "corpus", "printed_as"}  # compared as parts of others
 )
 """Parts that are no difference at all, or that another part has."""
 
@@ -41,12 +41,8 @@ _MECHANICS = frozenset({"url", "timeout", "deadline", "retries", "concurrency"})
 """Of an agent and of a judge, what no answer depends on: where its server is, and how it is asked."""
 _COMPARED_APART = frozenset({"retriever", "corpus_sha256", "metrics", *QUESTIONS})
 _HASH = re.compile(r"\b[0-9a-f]{40}(?:[0-9a-f]{24})?\b")
-_CALLED = (
-    "retriever",
-    "name",
-    "kind",
-    "method",
-)  # what says which of several kinds a mapping describes; of another kind, the rest cannot be compared
+_CALLED = ("retriever", "name", "method", "kind")
+"""What says which of several kinds a mapping describes. Of another kind, the rest cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +104,14 @@ def _differences(stamp_a: Mapping[str, Any], stamp_b: Mapping[str, Any]) -> Iter
             found += [] if a.get(key) == b.get(key) else [Difference(key, a.get(key, "off"), b.get(key, "off"))]
         else:
             found += _deep(key, a.get(key), b.get(key))
-    same_agent = a.get("agent") == b.get("agent")
+    same_system = _called(a.get("agent")) == _called(b.get("agent")) and a.get("dialect") == b.get("dialect")
     for difference in found:
         root = difference.key.partition(".")[0]
         if difference.unknown and root not in MUST_BE_KNOWN:
             if root not in NOTED | BUDGETS:
                 yield difference, False
         else:
-            yield difference, root not in NOTED and (root not in BUDGETS or same_agent)
+            yield difference, root not in NOTED and (root not in BUDGETS or same_system)
 
 
 def _known(stamp: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,9 +144,9 @@ def _deep(key: str, a: Any, b: Any) -> list[Difference]:
     if a is None or b is None:
         return [] if a is b else [Difference(key, a, b, unknown=True)]
     if isinstance(a, dict) and isinstance(b, dict):
-        for name in _CALLED:
-            if a.get(name) != b.get(name) and name in a and name in b:
-                return [Difference(key, a[name], b[name])]
+        name = next((name for name in _CALLED if name in a and name in b), None)
+        if name is not None and a[name] != b[name]:
+            return [Difference(key, _called(a), _called(b))]
         return [one for name in {**a, **b} for one in _deep(f"{key}.{name}", a.get(name), b.get(name))]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and any(isinstance(part, dict) for part in [*a, *b]):
         return [one for i, (x, y) in enumerate(zip(a, b, strict=True)) for one in _deep(f"{key}.{i}", x, y)]

@@ -213,7 +213,8 @@ def _lines(parts: Sequence[Mapping[str, Any]], interval_of: Any) -> list[tuple[s
             add(title, [part["metrics"].get(name) for part in parts], interval_of(("intervals", name)))
             if name in ("em", "judge"):
                 for k in [k for k in parts[0].get("pass_at", {}).get(name, {}) if k != "1"]:
-                    add(f"{title}, any of {k} (pass@{k})", [part.get("pass_at", {}).get(name, {}).get(k) for part in parts])
+                    values = [part.get("pass_at", {}).get(name, {}).get(k) for part in parts]
+                    add(f"{title}, any of {k} (pass@{k})", values, (interval_of(("pass_at_intervals", name)) or {}).get(k))
                 add(
                     f"{title}, majority of {parts[0].get('samples')}",
                     [part.get("majority", {}).get(name) for part in parts],

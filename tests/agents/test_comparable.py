@@ -17,6 +17,7 @@ BM25: dict[str, Any] = {
     "backend": "memory",
     "k1": 1.5,
     "b": 0.75,
+    "method": "lucene",
     "analyzer": {"version": 1, "stopwords": "en", "stemmer": "english"},
     "corpus_sha256": CORPUS,
     "passages": 100,
@@ -100,6 +101,7 @@ def test_a_stamp_agrees_with_itself(stamp: dict[str, Any]) -> None:
         ("question_list.sha256", "e" * 64, "question_list.sha256"),
         ("retriever.corpus_sha256", "e" * 64, "corpus"),
         ("retriever.k1", 0.9, "retriever.k1"),
+        ("retriever.method", "robertson", "retriever.method"),
         ("retriever.analyzer.stemmer", "porter", "retriever.analyzer.stemmer"),
         ("retriever", {"retriever": "dense", "dimension": 8, "corpus_sha256": CORPUS}, "retriever"),
         ("top_k", 5, "top_k"),
@@ -156,10 +158,27 @@ def test_what_changes_no_number_is_not_told(path: str, value: Any) -> None:
     assert refusals(STAMP, changed(path, value)) == notes(STAMP, changed(path, value)) == []
 
 
-def test_budgets_of_different_agents_are_told_and_refuse_nothing() -> None:
-    other = changed("max_turns", 9, changed("agent.kind", "baseline"))
+@pytest.mark.parametrize(("path", "value"), [("agent.kind", "search_once"), ("dialect", "r1-searcher")])
+def test_budgets_of_different_systems_are_told_and_refuse_nothing(path: str, value: str) -> None:
+    other = changed("max_turns", 9, changed(path, value))
     assert refusals(STAMP, other) == []
-    assert set(keys(notes(STAMP, other))) == {"agent", "max_turns"}
+    assert set(keys(notes(STAMP, other))) == {path.partition(".")[0], "max_turns"}
+
+
+def test_budgets_of_two_checkpoints_of_one_system_refuse() -> None:
+    other = changed("max_turns", 9, changed("agent.checkpoint", "two"))
+    assert keys(refusals(STAMP, other)) == ["max_turns"]
+    assert keys(notes(STAMP, other)) == ["agent.checkpoint"]
+
+
+def test_baselines_are_told_apart_by_their_method() -> None:
+    def baseline(method: str, turns: int) -> dict[str, Any]:
+        return {**STAMP, "max_turns": turns, "agent": {"kind": "baseline", "method": method, "options": {}}}
+
+    assert refusals(baseline("rag", 2), baseline("ircot", 11)) == []
+    assert notes(baseline("rag", 2), baseline("ircot", 2)) == [Difference("agent", "rag", "ircot")]
+    assert notes(STAMP, baseline("ircot", 5))[0] == Difference("agent", "lm", "ircot")
+    assert keys(refusals(baseline("ircot", 9), baseline("ircot", 11))) == ["max_turns"]
 
 
 def test_a_setting_that_is_off_is_not_one_that_is_unknown() -> None:

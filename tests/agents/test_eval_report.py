@@ -109,7 +109,8 @@ def test_samples_give_pass_at_k_and_the_majoritys_answer() -> None:
     summary = summarise("mine", rows, [], {})
     assert summary["pass_at"]["em"] == {"1": 0.5, "2": 0.75, "4": 1.0}  # of 4 samples 3 and 1 are right: 1 and 1/2 for two
     assert summary["majority"]["em"] == 0.5
-    assert cells(summary, "exact match, any of 2 (pass@2)")[0] == "0.750"
+    low, high = summary["pass_at_intervals"]["em"]["2"]
+    assert cells(summary, "exact match, any of 2 (pass@2)") == ["0.750", f"{low:.3f} to {high:.3f}"]
     assert cells(summary, "exact match, any of 4 (pass@4)")[0] == "1.000"
     assert cells(summary, "exact match, majority of 4")[0] == "0.500"
     assert cells(summary, "episodes") == ["8", ""]
