@@ -6,6 +6,7 @@ played, after which stop, beside which others, or from which list of questions.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from searchqa_agents.lost_back_end import LostBackEndError, last_error
 from searchqa_agents.measures import score_row, time_row
 from searchqa_agents.results import Key, Row
 from searchqa_agents.runs import OtherSearchError, RunFolder, RunFolderError, run_stamp, stamp_differences
-from searchqa_agents.settings import LANGUAGE_MODELS, BaselineSettings, EnvSettings, EvalSettings
+from searchqa_agents.settings import LANGUAGE_MODELS, AgentSettings, BaselineSettings, EnvSettings, EvalSettings, LMAgentSettings
 from searchqa_envs.errors import ConfigurationError, SearchQAError
 from searchqa_retrievers.types import SERVER_NOT_REACHED, RetrieverError
 
@@ -260,12 +261,13 @@ def given_tokenizer(settings: EvalSettings) -> Tokenizer | None:
     return build_tokenizer(name)
 
 
-def set_stamp(settings: EvalSettings, plan: SetPlan, base: Any) -> dict[str, Any]:
-    """The flat stamp of a set's numbers."""
+def set_stamp(settings: EvalSettings, plan: SetPlan, base: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat stamp of a set's numbers; ``weights`` are those of :func:`weights_stamp`."""
     from searchqa_agents.loading import agent_stamp
 
     stamp = run_stamp(base.stamp(), seed=settings.seed, threads=settings.threads)
-    stamp |= {"agent": agent_stamp(settings.agent, base.tokenizer), "temperature": temperature_of(settings)} | list_stamp(settings, plan)
+    agent = {**agent_stamp(settings.agent, base.tokenizer), **weights}
+    stamp |= {"agent": agent, "temperature": temperature_of(settings)} | list_stamp(settings, plan)
     stamp["scoring_version"] = SCORING_VERSION
     if base.rules.needs_gold:
         stamp["told_the_answer"] = True
@@ -281,9 +283,30 @@ def list_stamp(settings: EvalSettings, plan: SetPlan) -> dict[str, Any]:
     return {"samples": settings.samples, "questions_played": len(plan.ids), "question_list": listed}
 
 
+def weights_stamp(settings: EvalSettings) -> dict[str, Any]:
+    """The sha256 of the weights where they are files of this machine: the same folder can hold others later. Nothing otherwise."""
+    from searchqa_agents.loading import checkpoint_path
+
+    model = _model_of(settings)
+    folder = checkpoint_path(model.checkpoint) if isinstance(model, LMAgentSettings) else None
+    return {"weights_sha256": _folder_sha256(folder)} if isinstance(folder, Path) else {}
+
+
+def _folder_sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(path for pattern in ("*.safetensors", "*.bin", "*config.json") for path in folder.glob(pattern)):
+        with file.open("rb") as opened:
+            digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _model_of(settings: EvalSettings) -> AgentSettings:
+    return settings.agent.lm if isinstance(settings.agent, BaselineSettings) else settings.agent
+
+
 def temperature_of(settings: EvalSettings) -> float | None:
     """At which the agent's language model is sampled; None for a script without one."""
-    model = settings.agent.lm if isinstance(settings.agent, BaselineSettings) else settings.agent
+    model = _model_of(settings)
     return model.temperature if isinstance(model, LANGUAGE_MODELS) else None
 
 
@@ -344,15 +367,16 @@ def play(settings: EvalSettings, journal: Journal, plans: Sequence[SetPlan], adv
     stamps = answers.stamps
     del answers  # rows of many episodes
     players = Players(settings)
+    weights = weights_stamp(settings) if todo else {}
     player = _Player(settings, journal, advance)
     for missing in todo:
         venv, agent = players.make(missing.plan.env)
         try:
-            stamp = set_stamp(settings, missing.plan, venv.unwrapped)
+            stamp = set_stamp(settings, missing.plan, venv.unwrapped, weights)
             check_stamp(journal.path, missing.plan.name, stamps.get(missing.plan.name, ()), stamp)
             journal.begin(missing.plan.name, stamp)
             player.play(venv, agent, missing, stamp)
-            after = set_stamp(settings, missing.plan, venv.unwrapped)
+            after = set_stamp(settings, missing.plan, venv.unwrapped, weights)
             if after != stamp:  # what could not be asked at first, such as a server that was not there yet
                 journal.end(missing.plan.name, after)
                 check_stamp(journal.path, missing.plan.name, [*stamps.get(missing.plan.name, ()), stamp], after)

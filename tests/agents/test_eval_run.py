@@ -392,6 +392,28 @@ def test_another_agent_seed_or_search_is_refused_in_the_folder_and_in_a_journal_
     assert change.split("=")[0].split(".")[-1] in said
 
 
+def test_other_weights_in_the_same_folder_are_another_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from searchqa_agents.loading import shipped_checkpoint
+
+    shutil.copytree(shipped_checkpoint(), tmp_path / "model")
+    words = [
+        "env=world",
+        "env.max_turns=2",
+        "agent=lm",
+        f"agent.checkpoint={tmp_path / 'model'}",
+        "threads=1",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    evaluate(*words, "questions=2")
+    weights = tmp_path / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # the sign or exponent of the last number
+    weights.write_bytes(content)
+    capsys.readouterr()
+    assert main(["eval", f"resume={tmp_path / 'run'}", "questions=3"]) == 1
+    assert "agent.weights_sha256 was" in capsys.readouterr().err
+
+
 def test_where_a_server_is_and_how_it_is_asked_may_change(tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
