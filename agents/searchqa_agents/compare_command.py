@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from searchqa_agents.comparable import Difference, notes, refusals
-from searchqa_agents.eval_report import told_stamp
+from searchqa_agents.eval_report import JUDGE_FILE, told_stamp
 from searchqa_agents.eval_statistics import Paired, by_set, mean_over_sets, paired, sign_flip_p_value, summarise_rows
-from searchqa_agents.judge_command import SETTINGS_FILE
 from searchqa_agents.published_results import PREFIX, PublishedRow, published_row
 from searchqa_agents.results import joined_stamp, read_results
 from searchqa_agents.runs import SUMMARY_FILE, RunFolderError
@@ -176,7 +175,7 @@ def _read_run(word: str) -> Side:
         )
     results = read_results(path)
     rows = by_set(results.rows)
-    judge = (path if path.is_dir() else path.parent) / SETTINGS_FILE
+    judge = (path if path.is_dir() else path.parent) / JUDGE_FILE
     stamps = {}
     for name, own in rows.items():
         stamps[name] = {**results.stamps[name], "metrics": list(dict.fromkeys(metric for row in own for metric in row["metrics"]))}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from searchqa_agents.eval_statistics import Group, Summary, by_set, mean_over_sets, summarise_rows
 from searchqa_agents.evaluate import TOLD_THE_ANSWER
-from searchqa_agents.results import PARQUET_FILE, SCORES_FILE, joined_stamp, read_results
-from searchqa_agents.runs import SUMMARY_FILE, RunFolder, read_searches, replace_file
+from searchqa_agents.results import JUDGEMENTS_FILE, PARQUET_FILE, SCORES_FILE, joined_stamp, read_results
+from searchqa_agents.runs import SUMMARY_FILE, RunFolder, RunFolderError, read_searches, replace_file
 from searchqa_agents.table import METRIC_GROUPS, METRIC_TITLES, SET_TITLES, amount, in_parts, is_heading, show, stamp_line
 
 if TYPE_CHECKING:
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 
     from searchqa_agents.trajectory import Trajectory
 
+logger = logging.getLogger(__name__)
+
 PICTURE_FILE = "scores.png"
+JUDGE_FILE = "judge.json"
+"""What judged the answers of a folder; `searchqa eval judge` writes it beside its verdicts."""
 MEAN = "mean"
 """The column of the mean over sets."""
 DRAWN = ("em", "f1", "cover_em", "judge")
@@ -77,7 +82,7 @@ def finish(
     """
     from searchqa_agents.report import write_page
 
-    summary = summarise(name, rows, times, searches)
+    summary = summarise(name, _with_judgements(folder.path, rows), times, searches) | _judge(folder.path)
     folder.write_json(SUMMARY_FILE, summary)
     _draw(folder.path, summary)
     several = len(trajectories) > 1
@@ -105,12 +110,29 @@ def refresh(folder: Path) -> dict[str, Any]:
     results = read_results(folder)
     file = folder / SUMMARY_FILE
     name = json.loads(file.read_text(encoding="utf-8"))["name"] if file.is_file() else results.name
-    summary = summarise(name, results.rows, results.times, read_searches(folder))
+    summary = summarise(name, results.rows, results.times, read_searches(folder)) | _judge(folder)
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     replace_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
     _draw(folder, summary)
     write_page(folder)
     return summary
+
+
+def _with_judgements(folder: Path, rows: Sequence[Row]) -> Sequence[Row]:
+    """Rows as the folder holds them, where answers were judged before the evaluation was gone on with."""
+    if not (folder / JUDGEMENTS_FILE).is_file():
+        return rows
+    try:
+        return read_results(folder).rows
+    except RunFolderError as error:  # the evaluation itself is whole
+        logger.warning("The table is without the judge's verdicts: %s", error)
+        return rows
+
+
+def _judge(folder: Path) -> dict[str, Any]:
+    """``judged_by``: what is known of the judge, where there is one."""
+    file = folder / JUDGE_FILE
+    return {"judged_by": json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {}
 
 
 # -- summary -----------------------------------------------------------------------------------------------------------------------------------
@@ -305,13 +327,13 @@ def told_stamp(stamp: Mapping[str, Any]) -> str:
 
 
 def judged_lines(summary: Mapping[str, Any]) -> list[str]:
-    """What to say where only some answers are judged."""
+    """Who judged, and what to say where only some answers are judged."""
     parts = summary.get("sets", {summary["name"]: summary})
     counts = {name: (part["defined"].get("judge", 0), int(part["metrics"]["questions"])) for name, part in parts.items()}
-    return [
-        f"{name}: a judge has seen the answers of {seen:,} of {asked:,} questions only."
-        for name, (seen, asked) in counts.items()
-        if 0 < seen < asked
+    judge = summary.get("judged_by", {})
+    lines = [f"Judged by {judge.get('model')}."] if judge.get("model") else []
+    return lines + [
+        f"{name}: the answers of {seen:,} of {asked:,} questions are judged." for name, (seen, asked) in counts.items() if 0 < seen < asked
     ]
 
 

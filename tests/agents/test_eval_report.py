@@ -199,11 +199,17 @@ def test_judgements_are_in_table_and_summary_after_a_refresh(tmp_path: Path, cap
     finished(tmp_path / "run", rows_of("hotpotqa"))
     lines = [{"set": "hotpotqa", "id": f"q{i}", "sample": 0, "correct": i == 0} for i in range(2)]
     (tmp_path / "run" / "judgements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "run" / "judge.json").write_text('{"model": "wise"}')
     assert refresh(tmp_path / "run")["metrics"]["judge"] == 0.5
     assert main(["report", str(tmp_path / "run")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert METRIC_TITLES["judge"] in said
-    assert "a judge has seen the answers of 2 of 4 questions only" in said
+    assert "Judged by wise. mine: the answers of 2 of 4 questions are judged." in said
+    again, said = finished(tmp_path / "run", rows_of("hotpotqa"))  # as when the evaluation is gone on with
+    assert again["metrics"]["judge"] == 0.5
+    assert "Judged by wise." in said
+    again, said = finished(tmp_path / "run", rows_of("musique"))
+    assert "judge" not in again["metrics"]
 
 
 def test_report_of_several_sets_prints_and_gives_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
