@@ -242,7 +242,7 @@ class Correspondence:
         self._writer = writer
         self._server = writer.server if isinstance(writer, Writer) else None  # another object with ``write`` does as well
         self._asked: dict[int, tuple[Ask, int]] = {}
-        self._sent: dict[Future[Any], tuple[int, Callable[[Any], Reply]]] = {}
+        self._sent: dict[Future[Any], tuple[int, Ask, Callable[[Any], Reply]]] = {}
 
     def submit(self, numbers: Sequence[int], asks: Sequence[Ask], seeds: Sequence[int]) -> None:
         """Ask for replies. A number has one ask under way at a time; see :meth:`Writer.write` for the rest."""
@@ -251,14 +251,14 @@ class Correspondence:
                 self._asked[number] = ask, seed
             else:
                 future, made = self._writer.send(self._server, ask, seed)
-                self._sent[future] = number, made
+                self._sent[future] = number, ask, made
 
     def collect(self) -> list[tuple[int, Reply]]:
         """Wait until some of the replies are there; these, each with its number. Empty only if none was asked for."""
         if self._sent:
             done, _ = wait(self._sent, return_when=FIRST_COMPLETED)
             received = [(future, *self._sent.pop(future)) for future in done]
-            return [(number, made(future.result())) for future, number, made in received]
+            return [(number, made(_result(future, ask))) for future, number, ask, made in received]
         asked, self._asked = self._asked, {}
         asks, seeds = [ask for ask, _ in asked.values()], [seed for _, seed in asked.values()]
         return list(zip(asked, self._writer.write(asks, seeds), strict=True))
@@ -267,9 +267,31 @@ class Correspondence:
         """Drop what is under way for these numbers."""
         for number in numbers:
             self._asked.pop(number, None)
-        for future in [future for future, (number, _) in self._sent.items() if number in numbers]:
+        for future in [future for future, (number, *_) in self._sent.items() if number in numbers]:
             future.cancel()
             del self._sent[future]
+
+
+def _result(future: Future[Any], ask: Ask) -> Any:
+    """What a server answered; where it refused the ask, the error also says what was asked for."""
+    from searchqa_agents.completion_server import ServerAnswerError
+
+    try:
+        return future.result()
+    except ServerAnswerError as error:
+        size = sum(len(text) for _, text in ask.messages)
+        going_on = (
+            " The reply was to go on with a beginning, which protocol completions, vLLM and SGLang can." if _begun(ask.messages) else ""
+        )
+        raise ServerAnswerError(
+            f"{error} A baseline asked for this, with {size} characters and at most {ask.max_tokens} tokens of reply; where that is too long for the server, "
+            f"lower env.top_k or the baseline's options.{going_on}"
+        ) from error
+
+
+def _begun(messages: Sequence[Message]) -> str:
+    """The reply's beginning, if there is one."""
+    return messages[-1][1] if len(messages) > 1 and messages[-1][0] == "assistant" else ""
 
 
 def sent_as(tokenizer: Tokenizer, protocol: str | None = None) -> dict[str, Any]:

@@ -320,8 +320,10 @@ def test_a_refusal_is_a_typed_error_and_the_other_asks_are_withdrawn():
     thread.start()
     lm = CompletionServerLM(f"http://127.0.0.1:{server.server_port}", BYTES, "search-r1", protocol="chat")
     try:
-        with pytest.raises(ServerAnswerError, match="no such model"):
+        with pytest.raises(ServerAnswerError, match=r"no such model.* 3 characters and at most 100 tokens"):
             Writer(lm, BYTES).write([user("good"), user("bad")], [0, 1])
+        with pytest.raises(ServerAnswerError, match="go on with a beginning, which protocol completions"):
+            Writer(lm, BYTES).write([Ask((("user", "bad"), ("assistant", "It")), 10)], [0])
     finally:
         answered.set()
         lm.close()
