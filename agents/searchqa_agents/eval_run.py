@@ -362,6 +362,8 @@ def play(settings: EvalSettings, journal: Journal, plans: Sequence[SetPlan], adv
     LostBackEndError
         If episodes lost their search back end each time that they were played. All others are kept.
     """
+    from searchqa_envs.datasets import clear_cache
+
     answers = read_answers(journal.path)
     todo = missing_episodes(plans, settings.samples, answers.rows, journal.part)
     stamps = answers.stamps
@@ -382,6 +384,8 @@ def play(settings: EvalSettings, journal: Journal, plans: Sequence[SetPlan], adv
                 check_stamp(journal.path, missing.plan.name, [*stamps.get(missing.plan.name, ()), stamp], after)
         finally:
             venv.close()
+        if len(plans) > 1:  # passages of the sets that are done; what a later set needs of its questions is read again
+            clear_cache()
     return player.played
 
 
@@ -494,7 +498,7 @@ class EvalFolder(RunFolder):
 def write_all(settings: EvalSettings, folder: RunFolder, plans: Sequence[SetPlan], answers: Answers, console: Any) -> dict[str, Any]:
     """Write the results of an evaluation of which nothing is missing, with its table and page, and show them. Returns the summary."""
     from searchqa_agents.eval_report import finish
-    from searchqa_agents.results import write_results
+    from searchqa_agents.results import JUDGEMENTS_FILE, read_results, write_results
     from searchqa_agents.runs import SEARCHES_FILE, read_searches
 
     keys = [(plan.name, name, sample) for plan in plans for name in plan.ids for sample in range(settings.samples)]
@@ -508,6 +512,8 @@ def write_all(settings: EvalSettings, folder: RunFolder, plans: Sequence[SetPlan
         )
     stamps = {plan.name: _known_best(answers.stamps[plan.name]) | list_stamp(settings, plan) for plan in plans}
     write_results(folder.path, rows, times, stamps)
+    if (folder.path / JUDGEMENTS_FILE).is_file():  # of an earlier end of this run
+        rows = read_results(folder.path).rows
     lines = [json.dumps({"phase": "eval", "step": 0, **counters}) + "\n" for counters in answers.searches]
     folder.write_text(SEARCHES_FILE, "".join(lines))
     kept = read_trajectories(folder.path)

@@ -364,6 +364,15 @@ def test_a_run_grows_by_resume_and_plays_only_what_is_new(data: Path, tmp_path: 
     assert lines_of(run) == 14
 
 
+def test_judgements_stay_with_a_run_that_grows(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    evaluate("sets=[nq]", "questions=2", "agent=search_once", f"run_dir={run}")
+    (run / "judgements.jsonl").write_text('{"set": "nq", "id": "nq_0", "sample": 0, "correct": false}\n')
+    evaluate(f"resume={run}", "questions=3")
+    assert json.loads((run / "summary.json").read_text())["metrics"]["judge"] == 0.0
+    assert b"judge" not in scores(run)
+
+
 def test_a_finished_run_started_again_writes_the_same_files(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     evaluate("sets=[nq]", "agent=search_once", f"run_dir={run}")
