@@ -44,7 +44,8 @@ class Ask:
     top_p: float | None = None
     top_k: int | None = None
     documents: tuple[str, ...] = ()
-    """parts of the messages that are shortened, and at last left out, where the prompt is too long; the first ones first"""
+    """parts of the messages that are shortened, and at last left out, where the prompt is too long; the first ones first. Each must be told from the rest by
+    its text: the first place where it stands is taken"""
     max_prompt_tokens: int | None = None
     """longest prompt, for models whose tokenizer is known; None: as long as the model's positions reach"""
 
@@ -102,6 +103,8 @@ class Task(NamedTuple):
         ConfigurationError
             If not even the tags fit into ``max_segment_tokens``.
         """
+        if kind not in ("search", "answer"):
+            raise ValueError(f"A segment searches or answers: kind must be 'search' or 'answer'; got {kind!r}.")
         dialect = self.dialect
         text, thought = self._defused(text), self._defused(thought)
         if kind == "search" and dialect.controls is not None:

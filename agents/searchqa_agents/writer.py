@@ -254,14 +254,21 @@ class Correspondence:
                 self._sent[future] = number, ask, made
 
     def collect(self) -> list[tuple[int, Reply]]:
-        """Wait until some of the replies are there; these, each with its number. Empty only if none was asked for."""
+        """Wait until some of the replies are there; these, each with its number. Empty only if none was asked for.
+
+        After an error everything is as it was before; a server's error comes again.
+        """
         if self._sent:
             done, _ = wait(self._sent, return_when=FIRST_COMPLETED)
-            received = [(future, *self._sent.pop(future)) for future in done]
-            return [(number, made(_result(future, ask))) for future, number, ask, made in received]
-        asked, self._asked = self._asked, {}
-        asks, seeds = [ask for ask, _ in asked.values()], [seed for _, seed in asked.values()]
-        return list(zip(asked, self._writer.write(asks, seeds), strict=True))
+            asked = [(future, *self._sent[future]) for future in done]
+            replies = [(number, made(_result(future, ask))) for future, number, ask, made in asked]
+            for future in done:
+                del self._sent[future]
+            return replies
+        asks, seeds = [ask for ask, _ in self._asked.values()], [seed for _, seed in self._asked.values()]
+        replies = list(zip(self._asked, self._writer.write(asks, seeds), strict=True))
+        self._asked.clear()
+        return replies
 
     def release(self, numbers: Sequence[int]) -> None:
         """Drop what is under way for these numbers."""

@@ -14,7 +14,7 @@ from searchqa_agents.completion_server import CompletionServerLM, ServerAnswerEr
 from searchqa_agents.loading import shipped_checkpoint
 from searchqa_agents.policy import Policy
 from searchqa_agents.scripted import Ask, Reply
-from searchqa_agents.writer import PromptTooLong, Writer, as_text, sent_as
+from searchqa_agents.writer import Correspondence, PromptTooLong, Writer, as_text, sent_as
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers import ByteTokenizer, build_tokenizer
 from searchqa_envs.tokenizers.world import WorldTokenizer
@@ -339,3 +339,32 @@ def test_a_model_that_calls_tools_writes_no_text():
             Writer(lm, BYTES)
     finally:
         lm.close()
+
+
+# -- asks under way --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_after_an_error_what_was_asked_for_is_still_under_way(scripted_lm):
+    failures = [True]
+
+    def answer(prompt):
+        if failures:
+            failures.pop()
+            raise MemoryError
+        return prompt.upper()
+
+    correspondence = Correspondence(Writer(scripted_lm.ScriptedLM(BYTES, answer), BYTES))
+    correspondence.submit([3, 5], [user("a"), user("b")], [0, 1])
+    with pytest.raises(MemoryError):
+        correspondence.collect()
+    assert [(number, reply.text) for number, reply in correspondence.collect()] == [(3, "A"), (5, "B")]
+    assert correspondence.collect() == []
+
+
+def test_what_is_released_is_not_waited_for(scripted_lm):
+    lm = scripted_lm.ScriptedLM(BYTES, str.upper)
+    correspondence = Correspondence(Writer(lm, BYTES))
+    correspondence.submit([3, 5], [user("a"), user("b")], [0, 1])
+    correspondence.release([3])
+    assert [number for number, _ in correspondence.collect()] == [5]
+    assert lm.prompts == ["b"]

@@ -63,7 +63,7 @@ class CoTConfig:
     """Reasoning step by step, then an answer."""
 
     max_tokens: int = 1024
-    """longest reply (ours; Search-o1 gives its reasoning models 32768)"""
+    """longest reply (ours)"""
 
 
 def cot(config: CoTConfig) -> Script:
