@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 
 from searchqa_agents.comparable import Difference, notes, refusals
 from searchqa_agents.eval_report import JUDGE_FILE, told_stamp
-from searchqa_agents.eval_statistics import Paired, by_set, mean_over_sets, paired, sign_flip_p_value, summarise_rows
+from searchqa_agents.eval_statistics import (
+    DifferentQuestionsError,
+    Paired,
+    by_set,
+    mean_over_sets,
+    paired,
+    sign_flip_p_value,
+    summarise_rows,
+)
 from searchqa_agents.published_results import PREFIX, PublishedRow, published_row
 from searchqa_agents.results import joined_stamp, read_results
 from searchqa_agents.runs import SUMMARY_FILE, RunFolderError
@@ -96,8 +104,13 @@ def main(line: Sequence[str]) -> int:
     if "judge" not in {metric for own in metrics.values() for metric in own}:
         sides = _without_judge(sides)
     against, noted = _found(sides, sets, refusals), _found(sides, sets, notes)
-    check_comparable(sides[0].name, against, _listed(arguments.allow))
-    tables = {title: _table(sides, sets, own, common=bool(against)) for title, own in metrics.items()}
+    allowed = _listed(arguments.allow)
+    check_comparable(sides[0].name, against, allowed)
+    common = bool(against) or bool({"questions", "data", "all"} & set(allowed))
+    try:
+        tables = {title: _table(sides, sets, own, common) for title, own in metrics.items()}
+    except DifferentQuestionsError as error:
+        raise NotComparableError(f"{error} `--allow questions` compares on those.") from error
     console = Console()
     if arguments.json:
         text = json.dumps(_as_json(sides, sets, against, noted, tables), indent=1, ensure_ascii=False)

@@ -141,6 +141,19 @@ def test_who_judged_matters_to_judgements_only(tmp_path: Path, capsys: pytest.Ca
     assert list(found["tables"]) == ["em", "f1", "judge"]
 
 
+def test_answers_of_which_only_some_are_judged_are_paired_where_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [by_hand.results(tmp_path / name, {"nq": [0.0, 1.0, 1.0]}) for name in ("one", "two")]
+    for folder, count in zip(folders, (2, 3), strict=True):
+        lines = [{"set": "nq", "id": f"q{i}", "sample": 0, "correct": True} for i in range(count)]
+        (folder / "judgements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "judge.json").write_text('{"model": "wise"}')
+    words = [str(folder) for folder in folders]
+    assert main(["report", "compare", *words]) == 1
+    assert "`--allow questions`" in capsys.readouterr().err
+    cell = compared(*words, "--allow", "questions", capsys=capsys)["tables"]["judge"]["nq"]["two"]
+    assert (cell["questions"], cell["paired"]["questions"]) == (3, 2)
+
+
 # -- numbers -----------------------------------------------------------------------------------------------------------------------------------
 
 
