@@ -396,7 +396,7 @@ class ScriptedSession(Session):
     def _go_on(self, row: int, sent: Info | Reply | None) -> None:
         tokenizer = self._agent.tokenizer
         try:
-            said = self._running[row].send(sent)
+            said = next(self._running[row]) if sent is None else self._running[row].send(sent)
         except StopIteration:
             said = None
         if isinstance(said, Ask):
