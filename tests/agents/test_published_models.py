@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from searchqa_agents.cli import main
-from searchqa_agents.config_help import options
+from searchqa_agents.config_help import conf_dir, options
 from searchqa_agents.loading import checkpoint_path, checkpoint_tokenizer, make_venv
 from searchqa_agents.lora import has_lora
 from searchqa_agents.models import load_model
@@ -264,13 +264,22 @@ def test_every_published_agent_is_one_that_is_listed_here() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_a_published_agent_has_the_name_and_the_evaluation_of_its_system(name: str) -> None:
+def test_a_published_agent_has_its_name_on_the_hub_and_the_evaluation_of_its_system(name: str) -> None:
+    system = max((system for system in EVALUATION if name.startswith(system)), key=len)
+    file = conf_dir() / "agent" / "published" / f"{name}.yaml"
+    written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert written["defaults"] == ["/agent/lm@agent", f"/published/{system}_evaluation", "_self_"]
+    assert written["agent"] == {"checkpoint": NAMES[name]}
+    assert written.get("env", {}) == ({"prompt": "chat"} if name == "r1_searcher_llama3.1_8b_instruct" else {})
+
+
+@pytest.mark.parametrize("system", sorted(EVALUATION))
+def test_what_an_evaluation_has_reaches_agent_and_environment(system: str) -> None:
+    name = next(name for name in sorted(NAMES) if name.startswith(system))
     settings = composed("env=nq", f"agent=published/{name}")
     assert (settings.agent.kind, settings.agent.checkpoint, settings.agent.temperature) == ("lm", NAMES[name], 0)
     assert settings.dtype == "bfloat16"
-    system = max((system for system in EVALUATION if name.startswith(system)), key=len)
-    expected = EVALUATION[system] | ({"prompt": "chat"} if name == "r1_searcher_llama3.1_8b_instruct" else {})
-    assert {key: getattr(settings.env, key) for key in expected} == expected
+    assert {key: getattr(settings.env, key) for key in EVALUATION[system]} == EVALUATION[system]
     assert settings.env.tokenizer is None  # the checkpoint's own
 
 
