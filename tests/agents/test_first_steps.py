@@ -80,7 +80,7 @@ def rewards_of(recipe: str) -> str:
     [
         "search_r1_ppo",
         "search_r1_grpo_lora",
-        "zerosearch_grpo",
+        pytest.param("zerosearch_grpo", marks=pytest.mark.slow),
         pytest.param("search_r1_grpo", marks=pytest.mark.slow),
         pytest.param("zerosearch_ppo", marks=pytest.mark.slow),
         pytest.param("zerosearch_reinforce", marks=pytest.mark.slow),

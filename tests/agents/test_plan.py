@@ -311,6 +311,7 @@ def test_data_that_is_named_but_not_there_is_said_with_the_plan_and_refused(noth
     assert "missing.jsonl" in shown.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="reads /proc; what getrusage tells begins with the memory of the parent process"
 )

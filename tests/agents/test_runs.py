@@ -223,7 +223,7 @@ def test_a_training_run_leaves_everything_it_should(whole_run: Path) -> None:
     assert summary["seconds_training"] == pytest.approx(sum(line["time/rollout"] + line["time/update"] for line in trained), abs=1e-3)
 
 
-@pytest.mark.parametrize("killed_at", [1, 5, 8, 9])
+@pytest.mark.parametrize("killed_at", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow), 9])
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     whole_run: Path, tmp_path: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

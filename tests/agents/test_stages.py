@@ -284,7 +284,9 @@ def assert_same_end(run, whole):
 
 
 @pytest.mark.parametrize(
-    ("line", "step"), [(2, 1), (3, 2), (5, 3), (6, 4)], ids=["in stage 1", "at the switch", "in stage 2", "at the end"]
+    ("line", "step"),
+    [pytest.param(2, 1, marks=pytest.mark.slow), (3, 2), (5, 3), pytest.param(6, 4, marks=pytest.mark.slow)],
+    ids=["in stage 1", "at the switch", "in stage 2", "at the end"],
 )
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bytes(line, step, whole_run, tmp_path, monkeypatch):
     """The global generators are disturbed in between: nothing may depend on them."""

@@ -440,6 +440,7 @@ hydra:
 VARIANT = "# @package _global_\nname: way {name}\nenv: {{top_k: {top_k}}}\n"
 
 
+@pytest.mark.slow
 def test_an_ablation_of_ones_own_from_its_files_to_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A real multirun; the same line again does nothing; results are kept, and told and drawn from the file alone."""
     conf, sweep, kept = tmp_path / "conf", tmp_path / "sweep", tmp_path / "kept" / "mine.json"

@@ -289,6 +289,7 @@ def test_stable_baselines3s_own_vector_environment_works_too():
     assert tokens.action_space.contains(action)
 
 
+@pytest.mark.slow
 def test_trpo_keeps_to_its_trust_region_and_moves_the_whole_model():
     env = make_env(2, "token", max_segment_tokens=4, max_observation_tokens=16)
     settings = {"n_steps": 12, "batch_size": 24, "n_critic_updates": 1, "cg_max_steps": 4}
