@@ -59,9 +59,9 @@ def groups_text(command: str) -> str:
         if group == "agent":
             lines += [f"      {f'baseline/{name}':<26} {_about('agent/baseline', name)}" for name in options("agent/baseline")]
             lines.append(
-                "      published/NAME: a checkpoint from the model hub, asked and limited as in its published evaluation, in bfloat16 (dtype=float32"
+                "      published/NAME: a checkpoint from the model hub, asked and limited as in its published evaluation, in bfloat16 on the first GPU"
             )
-            lines.append("      for another), on device=auto (cuda where there is one). NAME is one of")
+            lines.append("      (dtype=float32 device=cpu: otherwise). NAME is one of")
             lines += textwrap.wrap(", ".join(options("agent/published")), 140, initial_indent=" " * 8, subsequent_indent=" " * 8)
         if group == "ablation":
             lines.append(

@@ -75,7 +75,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def hub_revision(name: str) -> str | None:
     """The commit of the hub that a name's files in the cache are of, for stamps; None for a folder, or where none are there."""
+    if not is_hub_name(name):
+        return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json") if is_hub_name(name) else None
+    found = try_to_load_from_cache(name, "config.json")
     return Path(found).parent.name if isinstance(found, str) else None

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchqa_agents.hub import check_on_hub, is_hub_name
+from searchqa_agents.hub import check_on_hub, hub_revision, is_hub_name
 from searchqa_agents.settings import (
     LANGUAGE_MODELS,
     AgentSettings,
@@ -192,8 +192,15 @@ def agent_env(agent: AgentSettings, env: EnvSettings) -> dict[str, Any]:
 
 
 def agent_stamp(agent: AgentSettings, tokenizer: Tokenizer) -> dict[str, Any]:
-    """An agent's settings as plain values; of a baseline with all its options, and how its prompts go out (:func:`~searchqa_agents.writer.sent_as`)."""
+    """An agent's settings as plain values; of a baseline with all its options, and how its prompts go out (:func:`~searchqa_agents.writer.sent_as`).
+
+    With the commit of a checkpoint from the hub, once it is there.
+    """
     stamp = asdict(agent)
+    model = agent.lm if isinstance(agent, BaselineSettings) else agent
+    revision = hub_revision(model.checkpoint) if isinstance(model, LMAgentSettings) else None
+    if revision is not None:
+        stamp["revision"] = revision
     if isinstance(agent, BaselineSettings):
         from searchqa_agents.writer import sent_as
 
