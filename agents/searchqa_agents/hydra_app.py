@@ -46,8 +46,6 @@ LATER_FIXED_KEYS = (
     "notes",
     "system",
     "max_tokens",
-    "sets",
-    "samples",
 )
 """The same, of which folders of some commands or of earlier versions have none."""
 TRAINING_KEYS = ("warmup", "sft", "algo")
@@ -186,7 +184,8 @@ def check_config(path: Path, config: DictConfig, free: Sequence[str] = (), grows
         return
     now, before = _resolved(config), _resolved(OmegaConf.load(file))
     different = [key for key in FIXED_KEYS if key not in free and _answers(key, before) != _answers(key, now)]
-    different += [key for key in LATER_FIXED_KEYS if key in before and before[key] != now.get(key)]
+    fixed_later = dict.fromkeys([*LATER_FIXED_KEYS, *(key for key in grows if key not in FIXED_KEYS)])
+    different += [key for key in fixed_later if key in before and before[key] != now.get(key)]
     if grows and different and set(different) <= set(grows):
         if _resumed.get():
             return
