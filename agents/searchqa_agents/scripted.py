@@ -69,6 +69,7 @@ class Task(NamedTuple):
     """What an agent has to act on: the question, the dialect to write in, and its own randomness.
 
     ``max_turns`` is the number of segments that the environment takes, the answer included. ``thinking``: the prompt ends with an opened thought.
+    ``set_name`` is the name of the question's set, such as ``nq``.
     """
 
     question: Question
@@ -78,6 +79,7 @@ class Task(NamedTuple):
     max_segment_tokens: int
     tokenizer: Tokenizer
     thinking: bool
+    set_name: str = ""
 
     def search(self, query: str) -> str:
         """Text that searches."""
@@ -387,7 +389,9 @@ class ScriptedSession(Session):
         question = agent.source[agent.source.index_of(info["question_id"])]
         thinking = agent.tokenizer.decode(context[-64:].tolist()).rstrip().endswith(agent.dialect.think_open)
         rng = np.random.default_rng(self._seeds[row])
-        task = Task(question, agent.dialect, rng, agent.max_turns, self._sampling.max_new_tokens, agent.tokenizer, thinking)
+        task = Task(
+            question, agent.dialect, rng, agent.max_turns, self._sampling.max_new_tokens, agent.tokenizer, thinking, agent.source.name
+        )
         self._running[row] = agent.script(task)
         self._replies[row] = []
         if thinking:

@@ -12,9 +12,9 @@ QUESTION = Question("q", "On which river lies the birthplace of Marie Curie?", (
 MAX_SEGMENT_TOKENS = 4096
 
 
-def played(script, replies, found=(), *, max_turns=11):
+def played(script, replies, found=(), *, max_turns=11, set_name=""):
     """All asks and all segments of a script. ``replies`` are what each ask is answered, all of them; ``found`` the passages of each search."""
-    task = Task(QUESTION, SEARCH_R1, np.random.default_rng(0), max_turns, MAX_SEGMENT_TOKENS, ByteTokenizer(), False)
+    task = Task(QUESTION, SEARCH_R1, np.random.default_rng(0), max_turns, MAX_SEGMENT_TOKENS, ByteTokenizer(), False, set_name)
     asks, segments, running = [], [], script(task)
     replies, found, sent = iter(replies), iter(found), None
     while True:

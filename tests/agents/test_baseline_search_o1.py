@@ -60,8 +60,8 @@ def asks_for(query, before=""):
 class Played:
     """Search-o1 played by hand."""
 
-    def __init__(self, config, replies, found=(), max_turns=11):
-        self.asks, self.segments = hand.played(search_o1(config), replies, found, max_turns=max_turns)
+    def __init__(self, config, replies, found=(), **played):
+        self.asks, self.segments = hand.played(search_o1(config), replies, found, **played)
         reading = [ask.messages for ask in self.asks if ask.messages[0][1].startswith(READS)]
         reasoning = [ask.messages for ask in self.asks if ask.messages not in reading]
         self.readings = [prompt for [(_, prompt)] in reading]
@@ -148,6 +148,17 @@ def test_searches_keep_to_the_method_and_leave_the_environment_a_turn_to_answer(
     assert played.segments[-1].endswith("<answer></answer>")
     assert f"limited to {searches}." in played.asks[0].messages[0][1]
     assert SEARCH_LIMIT in played.begun[-1]
+
+
+@pytest.mark.parametrize(
+    ("set_name", "hops", "searches"),
+    [("nq", "set", 5), ("triviaqa", "set", 5), ("popqa", "set", 5), ("hotpotqa", "set", 10), ("bamboogle", "set", 10), ("nq", "multi", 10)],
+)
+def test_instruction_and_searches_are_those_of_the_set_where_nothing_else_is_said(set_name, hops, searches):
+    [ask] = Played(SearchO1Config(hops=hops), [says("")], set_name=set_name).asks
+    said = Played(SearchO1Config(hops="single" if searches == 5 else "multi"), [says("")]).asks
+    assert ask == said[0]
+    assert f"limited to {searches}." in ask.messages[0][1]
 
 
 def test_the_reasoning_ends_after_the_most_turns_and_what_the_last_one_asks_for_is_not_searched():

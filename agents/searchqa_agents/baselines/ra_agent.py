@@ -37,6 +37,7 @@ from searchqa_agents.baselines.search_o1 import (
     between,
     check_options,
     fill,
+    hops_of,
     last_box,
     snippet_of,
 )
@@ -136,8 +137,9 @@ Assistant:
 class RaAgentConfig(CallSettings):
     """Settings of RA-Agent; the defaults are those of ``run_rag_agent.py`` for question answering. ``env.top_k`` is 10 there."""
 
-    hops: Literal["single", "multi"] = "multi"
-    """which instruction: single (there for NQ and TriviaQA) or multi (HotpotQA, 2WikiMultiHopQA, MuSiQue, Bamboogle)"""
+    hops: Literal["set", "single", "multi"] = "set"
+    """which instruction: single (there for NQ and TriviaQA) or multi (HotpotQA, 2WikiMultiHopQA, MuSiQue, Bamboogle); set: that of the question's set,
+    single for PopQA too, which was not measured there"""
     max_searches: int = 5
     """most searches"""
     max_urls: int = 5
@@ -162,7 +164,7 @@ def ra_agent(config: RaAgentConfig) -> Script:
         max_searches = min(config.max_searches, task.max_turns - 1)  # the answer is a turn too
         question = fill(QUESTION, question=task.question.question)
         limits = {"max_searches": str(max_searches), "max_urls": str(config.max_urls)}
-        prompt = fill(INSTRUCTION, example=EXAMPLES[config.hops], **limits) + question
+        prompt = fill(INSTRUCTION, example=EXAMPLES[hops_of(config.hops, task.set_name)], **limits) + question
         reasoning = ""  # the model's reply with what came back inserted into it
         parts: list[str] = []  # what of it the model wrote
         searched: set[str] = set()

@@ -158,8 +158,9 @@ class CallSettings:
 class SearchO1Config(CallSettings):
     """Settings of Search-o1; the defaults are those of ``run_search_o1.py`` for question answering. ``env.top_k`` is 10 there."""
 
-    hops: Literal["single", "multi"] = "multi"
-    """which instruction: single (there for NQ and TriviaQA) or multi (HotpotQA, 2WikiMultiHopQA, MuSiQue, Bamboogle)"""
+    hops: Literal["set", "single", "multi"] = "set"
+    """which instruction: single (there for NQ and TriviaQA) or multi (HotpotQA, 2WikiMultiHopQA, MuSiQue, Bamboogle); set: that of the question's set,
+    single for PopQA too, which was not measured there"""
     max_searches: int | None = None
     """most searches; null: 5 for single, 10 for multi"""
     max_turns: int = 15
@@ -176,21 +177,21 @@ class SearchO1Config(CallSettings):
     def __post_init__(self) -> None:
         check_options(self, max_searches=0, max_turns=1, page_chars=1, context_chars=0, snippet_chars=1, max_tokens=1)
 
-    @property
-    def searches(self) -> int:
+    def searches(self, hops: str) -> int:
         """Most searches."""
         if self.max_searches is not None:
             return self.max_searches
-        return 5 if self.hops == "single" else 10
+        return 5 if hops == "single" else 10
 
 
 def search_o1(config: SearchO1Config) -> Script:
     """The script of Search-o1."""
 
     def script(task: Task) -> Generator[str | Ask, Any, None]:
-        max_searches = min(config.searches, task.max_turns - 1)  # the answer is a turn too
+        hops = hops_of(config.hops, task.set_name)
+        max_searches = min(config.searches(hops), task.max_turns - 1)  # the answer is a turn too
         question = fill(QUESTION, question=task.question.question)
-        prompt = fill(INSTRUCTION, max_searches=str(max_searches), example=EXAMPLES[config.hops]) + question
+        prompt = fill(INSTRUCTION, max_searches=str(max_searches), example=EXAMPLES[hops]) + question
         reasoning = ""  # the model's reply with the results inserted into it
         parts: list[str] = []  # what of it the model wrote
         searched: set[str] = set()
@@ -235,7 +236,7 @@ BASELINES = (
         summary="Search-o1: searches in the midst of reasoning, and a call that reads what was found",
         config=SearchO1Config,
         make=search_o1,
-        turns=lambda config: config.searches + 1,
+        turns=lambda config: config.searches(config.hops) + 1,
     ),
 )
 
@@ -245,12 +246,19 @@ BASELINES = (
 
 def check_options(config: Any, **least: int) -> None:
     """Raise ``ConfigurationError`` for ``hops`` that are neither single nor multi, or a number below its least value."""
-    if config.hops not in EXAMPLES:
-        raise ConfigurationError(f"options.hops must be one of {sorted(EXAMPLES)}; got {config.hops!r}.")
+    if config.hops not in ("set", *EXAMPLES):
+        raise ConfigurationError(f"options.hops must be one of {['set', *sorted(EXAMPLES)]}; got {config.hops!r}.")
     for name, lowest in least.items():
         value = getattr(config, name)
         if value is not None and value < lowest:
             raise ConfigurationError(f"options.{name} must be at least {lowest}; got {value}.")
+
+
+def hops_of(hops: Literal["set", "single", "multi"], set_name: str) -> Literal["single", "multi"]:
+    """Which instruction a question of a set is asked with."""
+    if hops == "set":
+        return "single" if set_name in ("nq", "triviaqa", "popqa") else "multi"
+    return hops
 
 
 def asked(config: CallSettings, prompt: str, reply: str = "", stop: tuple[str, ...] = (), documents: tuple[str, ...] = ()) -> Ask:
