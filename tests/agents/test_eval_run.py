@@ -301,6 +301,17 @@ def test_each_set_can_have_a_list_of_its_own(data: Path, tmp_path: Path) -> None
     assert [stamps[name]["question_list"]["kind"] for name in ("nq", "popqa", "hotpotqa")] == ["file", "fixed", "first"]
 
 
+def test_one_language_model_plays_all_sets_and_each_set_as_it_does_alone(data: Path, tmp_path: Path) -> None:
+    words = ("agent=baseline/rag", "agent.lm.checkpoint=shipped", "agent.lm.temperature=1", "agent.options.max_tokens=4", "threads=1")
+    evaluate("sets=[nq,popqa]", *words, f"run_dir={tmp_path / 'both'}")
+    evaluate("env=popqa", *words, f"run_dir={tmp_path / 'alone'}")
+    both = scores(tmp_path / "both").splitlines()
+    assert [json.loads(line)["set"] for line in both] == ["nq"] * 4 + ["popqa"] * 3
+    assert both[4:] == scores(tmp_path / "alone").splitlines()
+    stamp = json.loads((tmp_path / "both" / "stamp.json").read_text())
+    assert (stamp["temperature"], stamp["agent"]["method"], len(stamp["agent"]["weights_sha256"])) == (1.0, "rag", 64)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -454,6 +465,16 @@ def test_a_full_disk_stops_the_run_with_the_way_on_and_loses_nothing(plain: Path
     assert not (run / "answers" / "all.jsonl").read_bytes().endswith(b"\n")
     evaluate(f"resume={run}", "save=0")
     assert scores(run) == scores(plain)
+
+
+def test_a_server_that_is_gone_stops_the_run_with_the_way_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    server = ("agent=server", "agent.url=http://127.0.0.1:9", "agent.retries=0", "agent.deadline=1")
+    for processes in (1, 2):
+        assert main(["eval", "env=world", "questions=3", *server, f"run_dir={run}", f"processes={processes}"]) == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert "did not answer" in said
+        assert said.endswith(f"What was played is kept: `searchqa eval resume={run}` goes on.")
 
 
 def test_a_damaged_journal_is_an_error_that_names_the_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
