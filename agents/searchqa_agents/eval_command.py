@@ -47,6 +47,11 @@ def run(config: DictConfig, path: Path) -> None:
     settings = cast(EvalSettings, OmegaConf.to_object(config))
     console = Console()
     part = _check(settings)
+    if part is not None and not _has_folder():
+        raise ConfigurationError(
+            f"shard={settings.shard} plays a part of a run in one folder with the others, and without run_dir= each would have a folder of its own. "
+            "Give all of them the same run_dir=..."
+        )
     if settings.dry_run:
         check_config(Path(settings.run_dir), config, grows=GROWS)
         plan = check_start(settings)
@@ -63,6 +68,15 @@ def run(config: DictConfig, path: Path) -> None:
 
         console.print(way_on(path, part), markup=False, highlight=False, soft_wrap=True)
         raise
+
+
+def _has_folder() -> bool:
+    """Whether the line names the run's folder."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    return hydra.mode == RunMode.MULTIRUN or any(word.startswith("run_dir=") for word in hydra.overrides.task)
 
 
 def _check(settings: EvalSettings) -> Part | None:

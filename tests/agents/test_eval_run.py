@@ -516,6 +516,14 @@ def test_a_part_is_played_by_one_process_and_a_whole_run_waits_for_none(
     assert main(words) == 0
 
 
+def test_a_part_needs_the_folder_that_it_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", "env=world", "shard=0/2"]) == 1
+    assert "Give all of them the same run_dir=" in capsys.readouterr().err
+
+
 def test_a_part_does_not_begin_beside_a_whole_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
