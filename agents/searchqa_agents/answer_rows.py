@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
+import math
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +19,8 @@ from searchqa_envs.errors import MalformedRowError
 
 STANDARD_INPUT = "-"
 _GZIP = b"\x1f\x8b"
+_PARQUET = b"PAR1"
+_PREDICTIONS = frozenset({"prediction", "pred_ans"})
 _EXAMPLE = '{"question": "...", "golden_answers": ["..."], "prediction": "..."}'
 
 
@@ -51,26 +55,40 @@ def read_answers(path: str) -> Iterator[AnswerRow]:
     """The answers of a ``.jsonl`` or ``.jsonl.gz`` file, one by one; ``-`` is the standard input. Empty lines are no rows.
 
     A row has the golden answers as ``golden_answers`` or ``answer``, each a string or a list of strings, and the answer given as ``prediction`` or
-    ``pred_ans``, a string, null, or not there. ``true`` and ``false`` as golden answers are ``yes`` and ``no`` (so R1-Searcher's judge reads them). In a row of
-    our own ``scores.jsonl`` (it has ``schema_version``) ``answer`` is the answer given.
+    ``pred_ans``, a string, null, or not there. On both sides a number is read as its text, and ``true`` and ``false`` as ``yes`` and ``no`` (so R1-Searcher's
+    judge reads them); the strings ``"True"`` and ``"False"`` stay what they are, and are yes and no under R1-Searcher's rules only. In a row of our own
+    ``scores.jsonl`` (it has ``schema_version``) ``answer`` is the answer given.
 
     Raises
     ------
     MalformedRowError
-        A line is none of this; the message names file, line and what is wrong.
+        A line is none of this; the message names file, line and what is wrong. Or no row at all has an answer given by name, not even as null.
     """
     name = "standard input" if path == STANDARD_INPUT else path
+    rows, any_prediction, keys = 0, False, dict[str, None]()
     with _opened(path) as file:
         lines = enumerate(file, start=1)
         while True:
             try:
                 number, line = next(lines)
             except StopIteration:
-                return
+                break
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise MalformedRowError(f"{name} is damaged or cut off: {error}. Fetch or write it again.") from error
-            if line.strip():
-                yield _answer_row(line, number, f"{name}, line {number}")
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                continue
+            row = _answer_row(line, number, f"{name}, line {number}")
+            rows, any_prediction = rows + 1, any_prediction or row.key is not None or not _PREDICTIONS.isdisjoint(row.row)
+            if not any_prediction:
+                keys |= dict.fromkeys(row.row)
+            yield row
+    if rows and not any_prediction:
+        raise MalformedRowError(
+            f"{name}: none of its {rows} rows has {' or '.join(sorted(_PREDICTIONS, reverse=True))}, so that it holds no answers to score; the rows have "
+            f"{', '.join(keys)}. Name the answer given 'prediction'; null where there is none."
+        )
 
 
 @contextmanager
@@ -82,6 +100,9 @@ def _opened(path: str) -> Iterator[Iterable[bytes]]:
     if Path(path).is_dir():
         raise MalformedRowError(f"{path} is a folder; name a file of rows in it, such as {Path(path) / 'scores.jsonl'}.")
     with Path(path).open("rb") as file:
+        if file.peek(len(_PARQUET))[: len(_PARQUET)] == _PARQUET:
+            beside = Path(path).parent / "scores.jsonl"
+            raise MalformedRowError(f"{path} is a Parquet file; name the rows as lines of JSON, of an evaluation its {beside}.")
         yield _unpacked(file)
 
 
@@ -92,7 +113,7 @@ def _unpacked(file: io.BufferedReader) -> Iterable[bytes]:
 
 def _answer_row(line: bytes, number: int, where: str) -> AnswerRow:
     try:
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise MalformedRowError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}).") from error
     except (ValueError, RecursionError) as error:
@@ -123,13 +144,13 @@ def _own_row(row: Mapping[str, Any], question: str | None, number: int, where: s
 
 
 def _golden_answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    name = "golden_answers" if "golden_answers" in row else "answer"
+    name = "golden_answers" if row.get("golden_answers") is not None or "answer" not in row else "answer"
     if name not in row:
         raise MalformedRowError(
             f"{where}: a row must have golden_answers or answer, a string or a list of strings; it has {', '.join(row) or 'nothing'}."
         )
     value = row[name]
-    golden = tuple(_yes_or_no(one) for one in (value if isinstance(value, list) else [value]))
+    golden = tuple(_as_text(one) for one in (value if isinstance(value, list) else [value]))
     for one in golden:
         if not isinstance(one, str) or not one.strip():
             raise MalformedRowError(f"{where}: {name} must be a string or a list of strings, none of them blank; got {_seen(value)}.")
@@ -138,15 +159,18 @@ def _golden_answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     return golden
 
 
-def _yes_or_no(value: Any) -> Any:
-    return ("yes" if value else "no") if isinstance(value, bool) else value
+def _as_text(value: Any) -> Any:
+    """A number or a truth value as text; all else as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)) else value
 
 
 def _prediction(row: Mapping[str, Any], where: str) -> str | None:
-    predictions = [_text_or_none(row, name, where) for name in ("prediction", "pred_ans") if name in row]
+    predictions = [_text_or_none(row, name, where) for name in sorted(_PREDICTIONS, reverse=True) if name in row]
     if len(set(predictions)) > 1:
         raise MalformedRowError(f"{where}: prediction and pred_ans must not differ; got {predictions[0]!r:.80} and {predictions[1]!r:.80}.")
-    if not predictions and "golden_answers" in row and "answer" in row:
+    if not predictions and row.get("golden_answers") is not None and "answer" in row:
         raise MalformedRowError(
             f"{where}: with both golden_answers and answer, and neither prediction nor pred_ans, it is not clear what was answered. "
             "Name the answer given 'prediction'; null where there is none."
@@ -155,7 +179,7 @@ def _prediction(row: Mapping[str, Any], where: str) -> str | None:
 
 
 def _text_or_none(row: Mapping[str, Any], name: str, where: str) -> str | None:
-    value = row.get(name)
+    value = _as_text(row.get(name))
     if value is None or isinstance(value, str):
         return value
     raise MalformedRowError(f"{where}: {name} must be a string, or null where there is no answer; got {_seen(value)}.")

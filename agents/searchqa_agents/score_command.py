@@ -28,8 +28,9 @@ _DESCRIPTION = """Score answers from a file as a published system's own evaluati
   question                    not needed here
   answer or golden_answers    a string or a list; the best golden answer counts
   prediction or pred_ans      the answer given; null, blank or not there: no answer, which scores 0 and is counted
+                              (not there in any row: an error)
 
-So are R1-Searcher's output files; the judge's verdicts that they keep (gpt4o_output, its ACC_L) are told as well.
+So are R1-Searcher's output files; the judge's verdicts that they keep (gpt4o_output, its ACC_L) are told as well: the share of all rows that are True.
 Lines of scores.jsonl of `searchqa eval` can be scored too; samples of a question are averaged first.
 No row is dropped: a line that cannot be read is an error that names it."""
 
@@ -76,7 +77,8 @@ class Figures:
     def as_json(self) -> dict[str, Any]:
         """``n`` (rows), ``questions``, ``unanswered``, the mean of each measure over questions, and its 95% interval.
 
-        ``recorded_judge`` where rows have a verdict: how many, the share of those that can be read that are True, and how many cannot.
+        ``recorded_judge`` where rows have a verdict: of all rows (``n``) the share that is True (``judge``), as R1-Searcher's script counts, how many verdicts
+        are neither True nor False (``unreadable``), and how many rows have none (``missing``).
         """
         values = {name: self.values(name) for name in MEASURES}
         figures = {
@@ -87,9 +89,12 @@ class Figures:
             "intervals": {name: list(bootstrap_interval(counts)) for name, counts in values.items()},
         }
         if self._recorded:
-            readable = self._recorded[True] + self._recorded[False]
-            share = self._recorded[True] / readable if readable else None
-            figures["recorded_judge"] = {"n": self._recorded.total(), "judge": share, "unreadable": self._recorded[None]}
+            figures["recorded_judge"] = {
+                "n": self.rows,
+                "judge": self._recorded[True] / self.rows,
+                "unreadable": self._recorded[None],
+                "missing": self.rows - self._recorded.total(),
+            }
         return figures
 
 
@@ -170,9 +175,9 @@ def _parser() -> argparse.ArgumentParser:
 def _show(name: str, result: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    from searchqa_agents.table import show
+    from searchqa_agents.table import legible, show
 
-    console = Console()
+    console = legible(Console())
     style, headline = result["style"], result["headline"]
     counted = f"{result['n']} answers, {result['unanswered']} of them none"
     if result["questions"] != result["n"]:
@@ -182,8 +187,10 @@ def _show(name: str, result: Mapping[str, Any]) -> None:
     show(console, f"style {style}", ["measure", "mean", "95% interval"], rows)
     recorded = result.get("recorded_judge")
     if recorded is not None:
-        share = "–" if recorded["judge"] is None else f"{recorded['judge']:.4f}"
-        verdicts = f"recorded verdicts ({RECORDED_VERDICT}) on {recorded['n']} answers: {share} right, {recorded['unreadable']} unreadable"
+        verdicts = (
+            f"recorded verdicts ({RECORDED_VERDICT}): {recorded['judge']:.4f} of all {recorded['n']} rows are True; {recorded['unreadable']} are "
+            f"unreadable and {recorded['missing']} missing, and count as not right"
+        )
         console.print(verdicts, markup=False, highlight=False, soft_wrap=True)
     if "groups" in result:
         columns = [result["by"], "n", "none", *MEASURES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -126,11 +127,28 @@ def in_parts(width: int, columns: Sequence[str], rows: Sequence[Sequence[str]], 
     return [sorted({*always, *part}) for part in parts]
 
 
+def legible(console: Console) -> Console:
+    """The console, which from now on writes what its encoding lacks as something alike, where it would else fail."""
+    reconfigure = getattr(console.file, "reconfigure", None)
+    if reconfigure is not None and not console.encoding.startswith("utf") and getattr(console.file, "errors", "") == "strict":
+        codecs.register_error("searchqa.alike", _alike)
+        reconfigure(errors="searchqa.alike")
+    return console
+
+
+def _alike(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    alike = {"–": "-", "≠": "#", "·": "-", "…": "~"}
+    return "".join(alike.get(one, "?") for one in error.object[error.start : error.end]), error.end
+
+
 def show(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
     """Print a table: the first column to the left, numbers to the right; a row that only has a first cell is the heading of those beneath it."""
     from rich.table import Table
     from rich.text import Text
 
+    legible(console)
     table = Table(title=Text(title), title_justify="left", caption=Text(caption), caption_justify="left")
     for i, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if i else "left")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -96,9 +97,10 @@ def test_verdicts_that_a_file_keeps_are_told(tmp_path: Path, capsys: pytest.Capt
     file = write(tmp_path / "rows.jsonl", [names, *({**names, "gpt4o_output": one} for one in said)])
     result = scored(capsys, file, "--style", "r1-searcher")
     assert (result["n"], result["cover_em"]) == (6, 1)
-    assert result["recorded_judge"] == {"n": 5, "judge": 2 / 3, "unreadable": 2}
+    assert result["recorded_judge"] == {"n": 6, "judge": 2 / 6, "unreadable": 2, "missing": 1}
     assert main(["eval", "score", file, "--style", "r1-searcher"]) == 0
-    assert "recorded verdicts (gpt4o_output) on 5 answers: 0.6667 right, 2 unreadable" in capsys.readouterr().out
+    said = "recorded verdicts (gpt4o_output): 0.3333 of all 6 rows are True; 2 are unreadable and 1 missing"
+    assert said in capsys.readouterr().out
     assert "recorded_judge" not in scored(capsys, write(tmp_path / "rows.jsonl", ROWS), "--style", "r1-searcher")
 
 
@@ -156,6 +158,67 @@ def test_both_names_of_a_prediction_may_agree(tmp_path: Path) -> None:
     assert (row.golden_answers, row.prediction) == (("x", "y"), "y")
 
 
+def test_numbers_and_truth_values_are_text_on_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[dict[str, Any]] = [
+        {"answer": 1988, "prediction": "1988"},
+        {"answer": "1988", "pred_ans": 1988},
+        {"golden_answers": [2.5, "x"], "prediction": 2.5},
+        {"answer": True, "prediction": "Yes"},
+        {"answer": "no", "prediction": False},
+    ]
+    file = write(tmp_path / "rows.jsonl", rows)
+    assert [(row.golden_answers, row.prediction) for row in read_answers(file)] == [
+        (("1988",), "1988"),
+        (("1988",), "1988"),
+        (("2.5", "x"), "2.5"),
+        (("yes",), "Yes"),
+        (("no",), "no"),
+    ]
+    assert scored(capsys, file, "--style", "search-r1")["em"] == 1
+
+
+def test_the_strings_true_and_false_are_what_the_style_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"answer": "yes", "prediction": "True"}])
+    assert [scored(capsys, file, "--style", style)["em"] for style in ("r1-searcher", "search-r1")] == [1, 0]
+
+
+def test_golden_answers_of_null_fall_back_to_the_answer(tmp_path: Path) -> None:
+    rows = read_answers(write(tmp_path / "rows.jsonl", [{"golden_answers": None, "answer": "x", "prediction": "y"}]))
+    assert [(row.golden_answers, row.prediction) for row in rows] == [(("x",), "y")]
+
+
+def test_a_first_line_of_a_byte_order_mark_alone_is_empty(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf\n{"answer": "x", "prediction": "x"}\n')
+    assert [row.line for row in read_answers(str(file))] == [2]
+
+
+def test_a_file_without_any_answer_given_is_no_file_of_wrong_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": "q", "answer": "x", "output": "x"}] * 3
+    assert main(["eval", "score", write(tmp_path / "rows.jsonl", rows), "--style", "search-r1", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "none of its 3 rows has prediction or pred_ans" in captured.err
+    assert "question, answer, output" in captured.err
+    one_has = write(tmp_path / "rows.jsonl", [*rows, {"answer": "x", "prediction": None}])
+    assert scored(capsys, one_has, "--style", "search-r1")["unanswered"] == 4
+
+
+def test_parquet_is_sent_to_the_lines_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.parquet").write_bytes(b"PAR1\x15\x04PAR1")
+    assert main(["eval", "score", str(tmp_path / "results.parquet"), "--style", "search-r1"]) == 1
+    assert f"its {tmp_path / 'scores.jsonl'}" in capsys.readouterr().err
+
+
+def test_a_terminal_of_ascii_shows_the_table(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", ROWS)
+    words = [sys.executable, "-m", "searchqa_agents.cli", "eval", "score", file, "--style", "search-r1", "--by", "type"]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+    assert "0.2000" in done.stdout
+
+
 GOOD = {"question": "q", "answer": "x", "prediction": "x"}
 
 
@@ -168,12 +231,14 @@ GOOD = {"question": "q", "answer": "x", "prediction": "x"}
         ({"question": "q", "prediction": "x"}, "must have golden_answers or answer.*it has question, prediction"),
         ({}, "it has nothing"),
         ({"answer": [], "prediction": "x"}, "answer is an empty list"),
-        ({"golden_answers": ["x", 3], "prediction": "x"}, "golden_answers must be a string or a list of strings.*3"),
-        ({"answer": 1988, "prediction": "1988"}, "answer must be a string or a list of strings.*int 1988"),
+        ({"golden_answers": ["x", [3]], "prediction": "x"}, "golden_answers must be a string or a list of strings.*3"),
+        ('{"answer": NaN, "prediction": "x"}', "answer must be a string or a list of strings.*float nan"),
+        ({"golden_answers": None, "answer": None, "prediction": "x"}, "answer must be a string or a list of strings.*NoneType"),
+        ({"golden_answers": ["x"], "answer": None}, "not clear what was answered"),
         ({"answer": None, "prediction": "x"}, "answer must be a string or a list of strings.*NoneType"),
         ({"golden_answers": ["x", " "], "prediction": "x"}, "none of them blank"),
         ({"answer": "x", "prediction": ["x"]}, r"prediction must be a string, or null.*list \['x'\]"),
-        ({"answer": "x", "pred_ans": 4}, "pred_ans must be a string, or null.*int 4"),
+        ({"answer": "x", "pred_ans": {"text": "x"}}, "pred_ans must be a string, or null.*dict"),
         ({"answer": "x", "prediction": "x", "pred_ans": "y"}, "prediction and pred_ans must not differ; got 'x' and 'y'"),
         ({"question": 3, "answer": "x", "prediction": "x"}, "question must be a string; got int 3"),
         ({"question": "q", "golden_answers": ["x"], "answer": "x"}, "not clear what was answered.*'prediction'"),
