@@ -21,7 +21,7 @@ from searchqa_envs.scoring import is_unanswered
 from searchqa_retrievers.http_formats import FormatError
 from searchqa_retrievers.polite_http import Asker, Call, Pace, Service, check_service_url, read_key, tls_context
 from searchqa_retrievers.text_model import without_thoughts
-from searchqa_retrievers.types import RetrieverUnavailable
+from searchqa_retrievers.types import RetrieverError, RetrieverUnavailable
 
 if TYPE_CHECKING:
     from searchqa_agents.results import Key
@@ -232,6 +232,8 @@ def judge(
 ) -> None:
     """Judge answers, and hand out each verdict, with all candidates that it is of, as soon as it is known. An answer that is none is wrong unasked.
 
+    Nothing is handed out before the judge has given a verdict, unless there is no answer to ask about: it is then known to be there.
+
     Raises
     ------
     JudgeError
@@ -242,28 +244,47 @@ def judge(
     same: defaultdict[str, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         same[candidate.digest()].append(candidate)
-    asked = []
-    for group in same.values():
-        if is_unanswered(group[0].prediction):
-            on_verdict(group, UNANSWERED)
-        else:
-            asked.append(group)
+    unanswered = [group for group in same.values() if is_unanswered(group[0].prediction)]
+    asked = [group for group in same.values() if not is_unanswered(group[0].prediction)]
+
+    def hand_out(group: Sequence[Candidate], verdict: Verdict) -> None:
+        on_verdict(group, verdict)
+        while unanswered:
+            on_verdict(unanswered.pop(), UNANSWERED)
+
+    secret = check_endpoint(settings, patience)
     if asked:
-        asyncio.run(_judge(asked, settings, patience, on_verdict))
+        asyncio.run(_judge(asked, settings, patience, secret, hand_out))
+    elif unanswered:
+        hand_out(unanswered.pop(), UNANSWERED)
+
+
+def check_endpoint(settings: JudgeSettings, patience: Patience) -> str | None:
+    """The key for the endpoint, None where none is set; asks nothing yet.
+
+    Raises
+    ------
+    RetrieverError
+        The address is none, or the key would go to it unencrypted.
+    ConfigurationError
+        No request may be under way.
+    """
+    if patience.concurrency < 1:
+        raise ConfigurationError(f"concurrency must be at least 1; got {patience.concurrency}.")
+    secret = read_key(KEY_VARIABLE)
+    check_service_url(settings.address, "the judge's url", secret is not None, patience.allow_hosts)
+    return secret
 
 
 async def _judge(
     groups: Sequence[Sequence[Candidate]],
     settings: JudgeSettings,
     patience: Patience,
+    secret: str | None,
     on_verdict: Callable[[Sequence[Candidate], Verdict], object],
 ) -> None:
     import httpx2
 
-    if patience.concurrency < 1:
-        raise ConfigurationError(f"concurrency must be at least 1; got {patience.concurrency}.")
-    secret = read_key(KEY_VARIABLE)
-    check_service_url(settings.address, "the judge's url", secret is not None, patience.allow_hosts)
     service = Service("judge", settings.address, (KEY_VARIABLE,), patience.timeout, patience.deadline, patience.retries)
     limits = httpx2.Limits(max_connections=patience.concurrency, max_keepalive_connections=patience.concurrency)
     # `Asker` keeps the time. No proxy sees what is not encrypted: plain http goes to services of one's own, keys and all.
@@ -275,7 +296,10 @@ async def _judge(
                 for _ in range(min(patience.concurrency, len(groups))):
                     tasks.create_task(work.run())
         except BaseExceptionGroup as errors:  # the others are cancelled; the first tells enough
-            raise errors.exceptions[0] from None
+            first = errors.exceptions[0]
+            if secret is None and type(first) is RetrieverError:
+                raise RetrieverError(f"{first}. ${KEY_VARIABLE} is not set, so that no key was sent.") from None
+            raise first from None
     work.raise_for_open()
 
 

@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from searchqa_agents.answer_rows import STANDARD_INPUT, AnswerRow, read_answers
-from searchqa_agents.judge import KEY_VARIABLE, PROMPTS, Candidate, JudgeError, JudgePrompt, JudgeSettings, Patience, Verdict, judge
+from searchqa_agents.judge import (
+    KEY_VARIABLE,
+    PROMPTS,
+    Candidate,
+    JudgeError,
+    JudgePrompt,
+    JudgeSettings,
+    Patience,
+    Verdict,
+    check_endpoint,
+    judge,
+)
 from searchqa_agents.results import JUDGEMENTS_FILE, SCORES_FILE, Key, json_line
 from searchqa_agents.runs import RunFolderError, replace_file
 from searchqa_agents.score_command import bootstrap_interval, mean
@@ -32,7 +43,7 @@ _DESCRIPTION = f"""Ask a language model of each answer whether it is right: R1-S
 FOLDER is the run folder of a finished `searchqa eval`: verdicts go to its {JUDGEMENTS_FILE}, and its tables and pages show them as `judge`.
 FILE has rows as `searchqa eval score` reads them, with the question: verdicts go to FILE.{JUDGEMENTS_FILE}.
 Each verdict is written at once; the same line again asks what is missing. No answer is wrong without being asked. Who judged is kept beside the verdicts
-in {SETTINGS_FILE}, and another judge is refused. The key, if the endpoint wants one, is read from ${KEY_VARIABLE}."""
+in {SETTINGS_FILE}, and another judge is refused; the same at another address is not. The key, if the endpoint wants one, is read from ${KEY_VARIABLE}."""
 
 _EPILOG = f"""prompts:
   r1-searcher            the published words; the answer as a JSON string that cannot pass for the prompt
@@ -152,20 +163,23 @@ def judge_file(candidates: Sequence[Candidate], settings: JudgeSettings, patienc
     """
     from searchqa_agents.progress import progress
 
+    check_endpoint(settings, patience)
     with _locked(file):
         known = _known(candidates, settings, file)
         left = [candidate for candidate in candidates if candidate.key not in known]
         if known and left:
             logger.warning("Going on after %d judgements.", len(known))
         right = sum(known.values())
-        with file.open("ab") as opened, progress("judge", len(candidates)) as advance:
+        with progress("judge", len(candidates)) as advance:
 
             def keep(judged: Sequence[Candidate], verdict: Verdict) -> None:
                 nonlocal right
+                if not known:
+                    _write_settings(settings, file)
                 right += verdict.correct * len(judged)
                 known.update((candidate.key, verdict.correct) for candidate in judged)
-                opened.write("".join(json_line(_row(candidate, verdict)) for candidate in judged).encode())
-                opened.flush()
+                with file.open("ab") as opened:
+                    opened.write("".join(json_line(_row(candidate, verdict)) for candidate in judged).encode())
                 advance(len(known), f"right {right / len(known):.3f}")
 
             try:
@@ -212,9 +226,10 @@ def _known(candidates: Sequence[Candidate], settings: JudgeSettings, file: Path)
             f"{file} holds judgements, but {beside} is not there, so that it is not known whose. Remove the file to judge again."
         )
     if not content:
-        replace_file(beside, lambda partial: partial.write_text(json.dumps(settings.stamp(), indent=2) + "\n", encoding="utf-8"))
         return {}
-    _check_judge(json.loads(beside.read_text(encoding="utf-8")), settings.stamp(), file)
+    before, now = json.loads(beside.read_text(encoding="utf-8")), settings.stamp()
+    _check_judge(before, now, file)
+    _warn_of_another_address(before, now)
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         logger.warning("%s: dropped an unfinished last line of %d bytes.", file, len(content) - len(whole))
@@ -238,19 +253,29 @@ def _known(candidates: Sequence[Candidate], settings: JudgeSettings, file: Path)
     return known
 
 
+def _write_settings(settings: JudgeSettings, file: Path) -> None:
+    text = json.dumps(settings.stamp(), indent=2) + "\n"
+    replace_file(settings_path(file), lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
 def settings_path(judgements: Path) -> Path:
     """Where it is kept who judged."""
     return judgements.with_name(judgements.name.removesuffix(JUDGEMENTS_FILE) + SETTINGS_FILE)
 
 
 def _check_judge(before: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> None:
-    different = [key for key in now if before.get(key) != now[key]]
+    different = [key for key in now if key != "url" and before.get(key) != now[key]]
     if different:
         told = "; ".join(f"{key} was {_short(before.get(key))}, is {_short(now[key])}" for key in different)
         raise JudgeError(
             f"{file} holds the verdicts of another judge: {told}. Numbers of two judges do not mix; ask the same, or remove {file.name} and "
             f"{settings_path(file).name} to judge again."
         )
+
+
+def _warn_of_another_address(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if before.get("url") != now["url"]:
+        logger.warning("The verdicts so far are from %s; %s is taken for the same judge.", before.get("url"), now["url"])
 
 
 def _short(value: Any) -> str:
@@ -317,7 +342,9 @@ def _parser() -> argparse.ArgumentParser:
 def _show(name: str, result: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    console = Console()
+    from searchqa_agents.table import legible
+
+    console = legible(Console())
     for called, figures in {name: result, **result.get("sets", {})}.items():
         low, high = figures["interval"]
         text = (

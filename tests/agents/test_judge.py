@@ -392,7 +392,7 @@ def test_a_file_is_judged_once_and_the_figure_told(
 
 
 def test_another_judge_is_refused(tmp_path: Path, serve: Callable[[Say], JudgeServer], capsys: pytest.CaptureFixture[str]) -> None:
-    server, other = serve(fair), serve(fair)
+    server = serve(fair)
     file = write(tmp_path / "out.jsonl", ROWS)
     own = tmp_path / "own.txt"
     own.write_text("{question} {golden_answer} {prediction}")
@@ -401,7 +401,6 @@ def test_another_judge_is_refused(tmp_path: Path, serve: Callable[[Say], JudgeSe
     before = (tmp_path / "out.jsonl.judgements.jsonl").read_bytes()
     for changed, said in [
         (["--model", "n"], "model was 'm', is 'n'"),
-        (["--url", other.url], "url was"),
         (["--prompt", "r1-searcher-verbatim"], "prompt was r1-searcher, is r1-searcher-verbatim"),
         (["--prompt", str(own)], "prompt was r1-searcher, is own.txt"),
         (["--temperature", "1"], "temperature was 0.0, is 1.0"),
@@ -411,7 +410,49 @@ def test_another_judge_is_refused(tmp_path: Path, serve: Callable[[Say], JudgeSe
         assert main([*words, *changed]) == 1
         assert said in capsys.readouterr().err
     assert (tmp_path / "out.jsonl.judgements.jsonl").read_bytes() == before
-    assert len(server.bodies) + len(other.bodies) == 3
+    assert len(server.bodies) == 3
+
+
+def test_the_same_judge_at_another_address_goes_on(
+    tmp_path: Path, serve: Callable[[Say], JudgeServer], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = serve(lambda prompt, body: "Hm." if "Roma" in prompt else fair(prompt, body)), serve(fair)
+    words = ["eval", "judge", write(tmp_path / "out.jsonl", ROWS), "--model", "m", "--tries", "1"]
+    assert main([*words, "--url", first.url]) == 1
+    assert main([*words, "--url", second.url]) == 0
+    assert len(second.bodies) == 1
+    assert sum(first.url in record.getMessage() and second.url in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "http://", "ftp://127.0.0.1/v1", "http://127.0.0.1:1/v1"])
+def test_a_judge_that_never_answered_leaves_nothing_behind(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    file = write(tmp_path / "run" / "out.jsonl", ROWS)
+    assert main(["eval", "judge", file, "--url", url, "--model", "m", "--retries", "0", "--timeout", "2", "--deadline", "2"]) == 1
+    assert ("no reply" if "127.0.0.1:1/" in url else "the judge's url must be like") in capsys.readouterr().err
+    assert [one.name for one in (tmp_path / "run").iterdir() if not one.name.endswith(".lock")] == ["out.jsonl"]
+
+
+def test_where_there_is_no_answer_at_all_all_are_wrong_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "out.jsonl", [ROWS[3], {**ROWS[3], "question": "Where?"}])
+    assert run(file, "--url", "http://127.0.0.1:1/v1", "--model", "m", capsys=capsys)["judge"] == 0
+    assert len(rows_of(tmp_path / "out.jsonl.judgements.jsonl")) == 2
+
+
+@pytest.mark.parametrize("key", [None, "secret-of-mine"])
+def test_a_refused_key_is_told_from_none(
+    key: str | None,
+    tmp_path: Path,
+    serve: Callable[[Say], JudgeServer],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SEARCHQA_JUDGE_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("SEARCHQA_JUDGE_KEY", key)
+    server = serve(lambda prompt, body: 401)
+    assert main(["eval", "judge", write(tmp_path / "out.jsonl", ROWS), "--url", server.url, "--model", "m"]) == 1
+    assert ("$SEARCHQA_JUDGE_KEY is not set" in capsys.readouterr().err) == (key is None)
 
 
 def test_judgements_of_other_answers_or_of_nobody_known_are_refused(
