@@ -3,6 +3,9 @@
 A stamp says how a number was measured. Some parts decide what was measured: the questions, the passages, the search engine, how often a question was
 played. Where these differ, a difference of two numbers says nothing about the two agents. Other parts are what is compared (the agent, its prompt), or
 chance (the seed). A part that this module does not know, such as one of a data set of your own, counts as one that must agree.
+
+An agent without a search engine, such as one that answers at once, was measured alike with any that has one: that is what the two differ in. Where both
+have one, it must be the same.
 """
 
 from __future__ import annotations
@@ -27,16 +30,24 @@ UNTOLD = frozenset(
 )
 """Parts that are no difference at all, or that another part has."""
 
-OFF_WHERE_ABSENT = frozenset({"search_controls", "told_the_answer"})
-"""Parts that are written where they are on only: without one, it is known to be off."""
+WHERE_ABSENT = {"search_controls": "off", "told_the_answer": "off", "judged": "all answers"}
+"""Parts that are written where they are not as usual: what is known where one is absent."""
 
 QUESTIONS = ("questions", "questions_sha256", "questions_played", "question_list", "described_questions")
 """Parts that say which questions were played."""
 
+OF_SEARCHING = frozenset({"corpus", "retriever", "top_k", "search_controls"})
+"""Parts that say nothing of a run without a search engine."""
+
 MUST_BE_KNOWN = frozenset({"dataset", "corpus", "retriever", "top_k", "metric", "judge", *QUESTIONS})
 """Parts that refuse where one of the two stamps does not say them. Of all others, that is told."""
 
-_GROUPS = {"questions": QUESTIONS, "data": ("dataset", "split", "revision", *QUESTIONS), "budgets": tuple(BUDGETS)}
+GROUPS = {
+    "questions": (*QUESTIONS, "judged"),
+    "data": ("dataset", "split", "revision", *QUESTIONS, "judged"),
+    "budgets": tuple(BUDGETS),
+}
+"""Names under which several parts are allowed to differ."""
 _MECHANICS = frozenset({"url", "timeout", "deadline", "retries", "concurrency"})
 """Of an agent and of a judge, what no answer depends on: where its server is, and how it is asked."""
 _COMPARED_APART = frozenset({"retriever", "corpus_sha256", "metrics", *QUESTIONS})
@@ -72,7 +83,7 @@ class Difference:
     def allowed(self, keys: Iterable[str]) -> bool:
         """Whether one of ``keys`` names it: its path, what its path lies in (``retriever``), a group (``questions, data, budgets``), or ``all``."""
         root = self.key.partition(".")[0]
-        return any(key == "all" or self.key == key or self.key.startswith(f"{key}.") or root in _GROUPS.get(key, ()) for key in keys)
+        return any(key == "all" or self.key == key or self.key.startswith(f"{key}.") or root in GROUPS.get(key, ()) for key in keys)
 
 
 def refusals(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
@@ -98,10 +109,20 @@ def shown(value: Any) -> str:
 def _differences(stamp_a: Mapping[str, Any], stamp_b: Mapping[str, Any]) -> Iterator[tuple[Difference, bool]]:
     """All differences, each with whether it refuses."""
     a, b = _known(stamp_a), _known(stamp_b)
-    found = [*_questions(a, b), *_corpus(a, b), *_retriever(a, b), *_metric(a, b)]
-    for key in [key for key in {**a, **b} if key not in UNTOLD and key not in _COMPARED_APART]:
-        if key in OFF_WHERE_ABSENT:
-            found += [] if a.get(key) == b.get(key) else [Difference(key, a.get(key, "off"), b.get(key, "off"))]
+    found = _questions(a, b)
+    apart = set(UNTOLD | _COMPARED_APART)
+    if without_search(a) or without_search(b):
+        apart |= OF_SEARCHING
+        if without_search(a) != without_search(b):
+            own = [_called(_engine(stamp["retriever"]) or stamp["retriever"]) if "retriever" in stamp else None for stamp in (a, b)]
+            yield Difference("retriever", own[0], own[1], unknown=None in own), False
+    else:
+        found += [*_corpus(a, b), *_retriever(a, b)]
+    found += _metric(a, b)
+    for key in [key for key in {**a, **b} if key not in apart]:
+        if key in WHERE_ABSENT:
+            usual = WHERE_ABSENT[key]
+            found += [] if a.get(key) == b.get(key) else [Difference(key, a.get(key, usual), b.get(key, usual))]
         else:
             found += _deep(key, a.get(key), b.get(key))
     same_system = _called(a.get("agent")) == _called(b.get("agent")) and a.get("dialect") == b.get("dialect")
@@ -112,6 +133,12 @@ def _differences(stamp_a: Mapping[str, Any], stamp_b: Mapping[str, Any]) -> Iter
                 yield difference, False
         else:
             yield difference, root not in NOTED and (root not in BUDGETS or same_system)
+
+
+def without_search(stamp: Mapping[str, Any]) -> bool:
+    """Whether a stamp says that there was no search engine."""
+    retriever = stamp.get("retriever")
+    return retriever == "none" or _engine(retriever).get("retriever") == "none"
 
 
 def _known(stamp: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from searchqa_agents.comparable import Difference, notes, refusals
+from searchqa_agents.comparable import GROUPS, OF_SEARCHING, WHERE_ABSENT, Difference, notes, refusals, without_search
 from searchqa_agents.eval_report import JUDGE_FILE, told_stamp
 from searchqa_agents.eval_statistics import (
     DifferentQuestionsError,
@@ -24,7 +26,7 @@ from searchqa_agents.eval_statistics import (
 from searchqa_agents.published_results import PREFIX, PublishedRow, published_row
 from searchqa_agents.results import joined_stamp, read_results
 from searchqa_agents.runs import SUMMARY_FILE, RunFolderError
-from searchqa_agents.table import METRIC_TITLES, SET_TITLES, in_parts, markdown, number, show
+from searchqa_agents.table import METRIC_TITLES, SET_TITLES, in_parts, legible, markdown, number, show
 from searchqa_envs.errors import SearchQAError
 
 MEAN = "mean over sets"
@@ -63,7 +65,10 @@ class Side:
 
 
 class Cell(NamedTuple):
-    """A number of a side, and how it differs from that of the first side; None for what is not known or does not apply."""
+    """A number of a side, and how it differs from that of the first side; None for what is not known or does not apply.
+
+    ``judged`` says of how many of the side's ``answers`` the number is, where only some are judged.
+    """
 
     metric: str
     value: float | None
@@ -71,11 +76,14 @@ class Cell(NamedTuple):
     questions: int | None = None
     difference: float | None = None
     paired: Paired | None = None
+    judged: int | None = None
+    answers: int | None = None
 
 
 class Found(NamedTuple):
-    """In what a side does not agree with the first one: a difference, and the sets in which it has its values and in which others."""
+    """In what a side does not agree with another, mostly the first: a difference, and the sets in which it has its values and in which others."""
 
+    first: str
     side: str
     difference: Difference
     sets: tuple[str, ...]
@@ -105,13 +113,14 @@ def main(line: Sequence[str]) -> int:
         sides = _without_judge(sides)
     against, noted = _found(sides, sets, refusals), _found(sides, sets, notes)
     allowed = _listed(arguments.allow)
-    check_comparable(sides[0].name, against, allowed)
+    check_allowed(sides, against, allowed)
+    check_comparable(against, allowed)
     common = bool(against) or bool({"questions", "data", "all"} & set(allowed))
     try:
         tables = {title: _table(sides, sets, own, common) for title, own in metrics.items()}
     except DifferentQuestionsError as error:
         raise NotComparableError(f"{error} `--allow questions` compares on those.") from error
-    console = Console()
+    console = legible(Console())
     if arguments.json:
         text = json.dumps(_as_json(sides, sets, against, noted, tables), indent=1, ensure_ascii=False)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -125,7 +134,7 @@ def main(line: Sequence[str]) -> int:
             continue
         for part in in_parts(console.width, columns, rows):
             own = [[row[i] for i in part] for row in rows]
-            show(console, _title(title, against), [columns[i] for i in part], own, "\n".join(differing))
+            show(console, _title(title, against, table), [columns[i] for i in part], own, "\n".join(differing))
     beneath = _beneath(sides, sets, noted)
     console.print(("\n\n" if arguments.markdown else "\n").join(beneath), markup=False, highlight=False, soft_wrap=arguments.markdown)
     return 0
@@ -194,13 +203,24 @@ def _read_run(word: str) -> Side:
         stamps[name] = {**results.stamps[name], "metrics": list(dict.fromkeys(metric for row in own for metric in row["metrics"]))}
         if "judge" in stamps[name]["metrics"] and judge.is_file():
             stamps[name]["judge"] = json.loads(judge.read_text(encoding="utf-8"))
+        if "judge" in stamps[name]["metrics"]:
+            stamps[name] |= _judged(own)
     return Side(results.name, stamps, rows)
 
 
+def _judged(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """``judged``: which answers are, where not all are; of two runs on the same questions, equal for the same answers."""
+    keys = sorted((row["id"], row["sample"]) for row in rows if "judge" in row["metrics"])
+    if len(keys) == len(rows):
+        return {}
+    return {"judged": f"{len(keys)} of {len(rows)} answers (hash {hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:6]})"}
+
+
 def _without_judge(sides: Sequence[Side]) -> list[Side]:
-    """Who judged matters to no other measure."""
+    """Who judged, and how much, matters to no other measure."""
+    of_judge = ("judge", "judged")
     return [
-        replace(side, stamps={name: {key: part for key, part in own.items() if key != "judge"} for name, own in side.stamps.items()})
+        replace(side, stamps={name: {key: part for key, part in own.items() if key not in of_judge} for name, own in side.stamps.items()})
         for side in sides
     ]
 
@@ -239,31 +259,70 @@ def _metrics(sides: Sequence[Side], sets: Sequence[str], asked: Sequence[str]) -
 def _found(
     sides: Sequence[Side], sets: Sequence[str], compare: Callable[[Mapping[str, Any], Mapping[str, Any]], list[Difference]]
 ) -> list[Found]:
-    """The differences of each side from the first, each once: where sets have other values for one key, those of the first set."""
-    found = []
-    for side in sides[1:]:
-        by_key: dict[str, dict[str, Difference]] = {}
-        for name in sets:
-            for one in compare(sides[0].stamps[name], side.stamps[name]):
-                by_key.setdefault(one.key, {})[name] = one
-        for own in by_key.values():
-            first = next(iter(own.values()))
-            alike = tuple(name for name, one in own.items() if one == first)
-            whole = len(alike) == len(sets)
-            found.append(Found(side.name, first, () if whole else alike, tuple(name for name in own if name not in alike)))
+    """The differences of each side from the first, each once: where sets have other values for one key, those of the first set.
+
+    Where the first searches nothing, those that search are compared in this with one another.
+    """
+    first = sides[0]
+    found = [one for side in sides[1:] for one in _found_between(first, side, sets, compare)]
+    if all(without_search(first.stamps[name]) for name in sets):
+        searching, *others = [side for side in sides if not any(without_search(side.stamps[name]) for name in sets)] or [first]
+        for side in others:
+            between = _found_between(searching, side, sets, compare)
+            found += [one for one in between if one.difference.key.partition(".")[0] in OF_SEARCHING]
     return found
 
 
-def check_comparable(first: str, against: Sequence[Found], allowed: Sequence[str]) -> None:
+def _found_between(
+    first: Side, side: Side, sets: Sequence[str], compare: Callable[[Mapping[str, Any], Mapping[str, Any]], list[Difference]]
+) -> list[Found]:
+    found = []
+    by_key: dict[str, dict[str, Difference]] = {}
+    for name in sets:
+        for one in compare(first.stamps[name], side.stamps[name]):
+            by_key.setdefault(one.key, {})[name] = one
+    for own in by_key.values():
+        shown = next(iter(own.values()))
+        alike = tuple(name for name, one in own.items() if one == shown)
+        whole = len(alike) == len(sets)
+        found.append(Found(first.name, side.name, shown, () if whole else alike, tuple(name for name in own if name not in alike)))
+    return found
+
+
+def check_allowed(sides: Sequence[Side], against: Sequence[Found], allowed: Sequence[str]) -> None:
+    """Raise ``UsageError`` that names what is near for a key that is no part of any stamp."""
+    from searchqa_agents.cli import UsageError
+
+    known = {"all", "corpus", "metric", *GROUPS, *WHERE_ABSENT, *(one.difference.key for one in against)}
+    known |= {path for side in sides for stamp in side.stamps.values() for path in _paths(stamp)}
+    for key in allowed:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=2, cutoff=0.6)
+            differing = ", ".join(dict.fromkeys(one.difference.key for one in against)) or "nothing"
+            hint = f" Nearest to it: {', '.join(near)}." if near else ""
+            raise UsageError(f"--allow {key} names no part of these stamps.{hint} What differs is: {differing}.")
+
+
+def _paths(stamp: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """All keys of a stamp, those within others as ``retriever.k1``."""
+    for key, part in stamp.items():
+        yield f"{above}{key}"
+        if isinstance(part, Mapping):
+            yield from _paths(part, f"{above}{key}.")
+
+
+def check_comparable(against: Sequence[Found], allowed: Sequence[str]) -> None:
     """Raise ``NotComparableError`` that lists what was not allowed to differ, with both values and the ways out."""
     refused = [one for one in against if not one.difference.allowed(allowed)]
     if not refused:
         return
-    keys = ",".join(dict.fromkeys([*allowed, *(one.difference.key for one in refused)]))
+    of_use = [key for key in allowed if any(one.difference.allowed([key]) for one in against)]
+    keys = ",".join(dict.fromkeys([*of_use, *(one.difference.key for one in refused)]))
+    firsts = "; ".join(dict.fromkeys(one.first for one in refused))
     others = "; ".join(dict.fromkeys(one.side for one in refused))
     lines = "\n".join(f"  {_told(one, others)}" for one in refused)
     raise NotComparableError(
-        f"{first} and {others} were not measured alike, so their numbers are not comparable:\n{lines}\n"
+        f"{firsts} and {others} were not measured alike, so their numbers are not comparable:\n{lines}\n"
         f"Measure them with the same settings, or see them side by side all the same with --allow {keys} (or --allow all): the table then says what differs."
     )
 
@@ -279,13 +338,16 @@ def _told(one: Found, only: str = "") -> str:
 
 
 def _table(sides: Sequence[Side], sets: Sequence[str], metrics: Sequence[str], common: bool) -> Table:
-    """All numbers of one table. ``common``: the sides were allowed to differ, so that pairs are of the questions that both have."""
+    """All numbers of one table, without a mean over sets while answers are judged in part.
+
+    ``common``: the sides were allowed to differ, so that pairs are of the questions that both have.
+    """
     table: Table = {}
     for name in sets:
         cells = [_value(side, name, metric) for side, metric in zip(sides, metrics, strict=True)]
         if any(cell.value is not None for cell in cells):
             table[name] = _beside(sides, cells, [name], common)
-    if len(sets) > 1:
+    if len(sets) > 1 and not any(cell.judged is not None for cells in table.values() for cell in cells.values()):
         table[MEAN] = _beside(sides, [_mean(side, sets, metric) for side, metric in zip(sides, metrics, strict=True)], sets, common)
     return table
 
@@ -293,8 +355,11 @@ def _table(sides: Sequence[Side], sets: Sequence[str], metrics: Sequence[str], c
 def _value(side: Side, name: str, metric: str) -> Cell:
     if side.published is not None:
         return Cell(metric, side.published.values.get(metric, {}).get(name), questions=side.stamps[name].get("questions_played"))
-    summary = summarise_rows(_only(side.rows[name], metric), group_by=())
-    return Cell(metric, summary.metrics[metric], summary.intervals[metric], summary.defined[metric])
+    rows = side.rows[name]
+    summary = summarise_rows(_only(rows, metric), group_by=())
+    cell = Cell(metric, summary.metrics[metric], summary.intervals[metric], summary.defined[metric])
+    judged = sum("judge" in row["metrics"] for row in rows)
+    return cell._replace(judged=judged, answers=len(rows)) if metric == "judge" and judged < len(rows) else cell
 
 
 def _mean(side: Side, sets: Sequence[str], metric: str) -> Cell:
@@ -418,7 +483,7 @@ def table_rows(title: str, table: Table, marked: set[str]) -> tuple[list[str], l
                     "" if side == next(iter(cells)) else _range(pair.interval if pair else None, signed=True),
                     "" if side == next(iter(cells)) else _p(pair.p_value if pair else None),
                     *(["", ""] if pair is None else [str(pair.better), str(pair.worse)]),
-                    "–" if cell.questions is None else f"{cell.questions:,}",
+                    "–" if cell.questions is None else f"{cell.questions:,}" if cell.judged is None else _coverage(cell),
                 ]
             )
     return columns, rows
@@ -439,18 +504,28 @@ def _p(value: float | None) -> str:
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _title(title: str, against: Sequence[Found]) -> str:
+def _coverage(cell: Cell) -> str:
+    return f"{cell.judged:,} of {cell.answers:,} answers"
+
+
+def _title(title: str, against: Sequence[Found], table: Table) -> str:
     named = " | ".join(METRIC_TITLES.get(metric, metric) for metric in title.split(" | "))
     if not against:
-        return f"{named}; differences are from the first, question by question"
+        own = [cell for cells in table.values() for cell in cells.values()]
+        if any(cell.paired is not None for cell in own):
+            return f"{named}; differences are from the first, question by question"
+        return f"{named}; differences are from the first" if any(cell.difference is not None for cell in own) else named
     return f"{named}; NOT MEASURED ALIKE in {', '.join(dict.fromkeys(one.difference.key for one in against))}"
 
 
 def _differing(sides: Sequence[Side], against: Sequence[Found], table: Table) -> list[str]:
     """What was not measured alike and allowed: part of the table."""
     lines = [f"{DIFFERS} {_told(one, _only_other(sides))}" for one in against]
-    for cells in table.values():
+    for set_name, cells in table.items():
         for name, cell in cells.items():
+            if cell.judged is not None:
+                where = f" [{SET_TITLES.get(set_name, set_name)}]" if len(table) > 1 else ""
+                lines.append(f"{DIFFERS} {name}: only {_coverage(cell)} are judged{where}")
             if cell.paired is not None and cell.questions is not None and cell.paired.questions < cell.questions:
                 lines.append(
                     f"{DIFFERS} {name}: some differences are of the questions in common, {cell.paired.questions:,} of {cell.questions:,}"

@@ -16,7 +16,8 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from searchqa_agents.table import SET_TITLES, markdown, number, show
+from searchqa_agents.comparable import without_search
+from searchqa_agents.table import SET_TITLES, legible, markdown, number, show
 from searchqa_envs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class PublishedRow:
         The sets of the table, in its order.
     stamps
         Set -> what is known of how its number was measured, with keys as in the stamps of runs. ``corpus``, ``retriever`` and ``described_questions``
-        are in words. What is not known is an absent key.
+        are in words. What is not known is an absent key. A row without retrieval has ``none`` as retriever and corpus, and no ``top_k``.
     notes
         Of the row, then of its table.
     """
@@ -145,6 +146,8 @@ def _stamp(table: Mapping[str, Any], row: Mapping[str, Any], name: str, metrics:
         "model": row.get("model", table["model"]),
         "method": row["method"],
     }
+    if stamp["retriever"] == "none":  # what the table searched is not this row's
+        stamp |= {"corpus": "none", "top_k": None}
     return {key: value for key, value in stamp.items() if value is not None}
 
 
@@ -160,7 +163,7 @@ def main(line: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse has already said why
         return stop.code if isinstance(stop.code, int) else 2
     rows = _chosen({"system": arguments.system, "model": arguments.model})
-    console = Console()
+    console = legible(Console())
     if arguments.json:
         text = json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -228,7 +231,13 @@ def _how(rows: Sequence[PublishedRow]) -> str:
     """How the rows of a table were measured, where they have that in common."""
     parts = []
     for key, title in (("described_questions", "questions"), ("corpus", "corpus"), ("retriever", "retriever"), ("top_k", "top-k")):
-        values = list(dict.fromkeys(stamp.get(key) for row in rows for stamp in row.stamps.values()))
+        stamps = [
+            stamp
+            for row in rows
+            for stamp in row.stamps.values()
+            if key in ("described_questions", "retriever") or not without_search(stamp)
+        ]
+        values = list(dict.fromkeys(stamp.get(key) for stamp in stamps))
         known = [str(value) for value in values if value is not None]
         rest = " (of some rows not known)" if known and None in values else ""
         parts.append(f"{title}: {' | '.join(known) or 'not known'}{rest}")

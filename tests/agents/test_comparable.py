@@ -243,6 +243,24 @@ def test_rows_in_print_are_compared_by_their_words() -> None:
     assert found[3].b == "sub_em (printed as EM)"
 
 
+SEARCHING_NOTHING: dict[str, Any] = {**STAMP, "retriever": {"retriever": "none"}, "top_k": 9, "search_controls": {"top_k": 5}}
+
+
+@pytest.mark.parametrize("none", [SEARCHING_NOTHING, {**SEARCHING_NOTHING, "retriever": "none"}])
+def test_where_one_searches_nothing_the_search_of_the_other_is_told(none: dict[str, Any]) -> None:
+    assert refusals(STAMP, none) == refusals(none, STAMP) == []
+    assert notes(STAMP, none) == [Difference("retriever", "bm25", "none")]
+    silent = changed("retriever", None)
+    assert refusals(silent, none) == []
+    assert notes(silent, none) == [Difference("retriever", None, "none", unknown=True)]
+    assert keys(refusals(STAMP, {**none, "told_the_answer": True, "split": "train"})) == ["split", "told_the_answer"]
+
+
+def test_two_that_search_nothing_agree_whatever_they_would_have_searched() -> None:
+    other = {**SEARCHING_NOTHING, "retriever": "none", "top_k": 3, "corpus_sha256": "e" * 64}
+    assert refusals(SEARCHING_NOTHING, other) == notes(SEARCHING_NOTHING, other) == []
+
+
 def test_who_judged_matters() -> None:
     judged = {**STAMP, "judge": {"model": "one", "url": "http://a", "prompt": {"name": "p"}}}
     assert refusals(judged, {**judged, "judge": {**judged["judge"], "url": "http://b"}}) == []

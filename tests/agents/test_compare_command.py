@@ -13,6 +13,7 @@ from searchqa_agents.cli import main
 from searchqa_agents.compare_command import MEAN, paired_over
 from searchqa_agents.eval_statistics import DifferentQuestionsError
 from searchqa_agents.published_results import published_row
+from searchqa_agents.results import write_results
 
 _spec = importlib.util.spec_from_file_location("results_by_hand", Path(__file__).with_name("results_by_hand.py"))
 assert _spec is not None
@@ -149,9 +150,100 @@ def test_answers_of_which_only_some_are_judged_are_paired_where_allowed(tmp_path
         (folder / "judge.json").write_text('{"model": "wise"}')
     words = [str(folder) for folder in folders]
     assert main(["report", "compare", *words]) == 1
-    assert "`--allow questions`" in capsys.readouterr().err
-    cell = compared(*words, "--allow", "questions", capsys=capsys)["tables"]["judge"]["nq"]["two"]
-    assert (cell["questions"], cell["paired"]["questions"]) == (3, 2)
+    said = capsys.readouterr().err
+    assert "  judged: 2 of 3 answers (hash " in said
+    assert " and all answers\n" in said
+    assert "--allow judged " in said
+    for key in ("questions", "judged"):
+        own = compared(*words, "--allow", key, capsys=capsys)["tables"]["judge"]["nq"]
+        assert (own["two"]["questions"], own["two"]["paired"]["questions"]) == (3, 2)
+        assert [(own[name]["judged"], own[name]["answers"]) for name in ("one", "two")] == [(2, 3), (None, None)]
+    for line in (words, words[::-1]):
+        assert main(["report", "compare", *line, "--allow", "judged", "--markdown"]) == 0
+        assert "| **≠ one: only 2 of 3 answers are judged** |" in capsys.readouterr().out
+    assert main(["report", "compare", *words, "--metric", "em"]) == 0
+    assert "judged" not in capsys.readouterr().out
+
+
+def judged(folder: Path, keys: list[tuple[str, str, int]]) -> str:
+    lines = [{"set": name, "id": question, "sample": sample, "correct": True} for name, question, sample in keys]
+    (folder / "judgements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "judge.json").write_text('{"model": "wise"}')
+    return str(folder)
+
+
+def test_two_that_are_partly_judged_alike_are_told_and_have_no_mean_over_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [("hotpotqa", "q0", 0), ("hotpotqa", "q2", 0), ("bamboogle", "q0", 0), ("bamboogle", "q1", 0)]
+    words = [judged(by_hand.results(tmp_path / name, SETS), keys) for name in ("one", "two")]
+    found = compared(*words, "--metric", "judge", capsys=capsys)
+    assert found["differs"] == []
+    assert list(found["tables"]["judge"]) == ["hotpotqa", "bamboogle"]
+    assert [(cell["judged"], cell["answers"]) for cell in found["tables"]["judge"]["hotpotqa"].values()] == [(2, 4)] * 2
+    assert main(["report", "compare", *words, "--metric", "judge", "--markdown"]) == 0
+    out = capsys.readouterr().out
+    assert "≠ one: only 2 of 4 answers are judged [HotpotQA]" in out
+    assert "≠ two: only 2 of 4 answers are judged [HotpotQA]" in out
+    assert "| 2 of 4 answers |" in out
+    other = judged(by_hand.results(tmp_path / "three", SETS), [("hotpotqa", "q1", 0), *keys[1:]])
+    assert main(["report", "compare", words[0], other]) == 1  # as many, but not the same
+    assert "judged: 2 of 4 answers" in capsys.readouterr().err
+
+
+def test_of_samples_the_answers_count_that_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = []
+    for name, samples in (("one", 1), ("two", 2)):
+        rows = [by_hand.score("nq", f"q{i}", sample) for i in range(3) for sample in range(2)]
+        (tmp_path / name).mkdir()
+        write_results(tmp_path / name, rows, [], {"nq": {"dataset": "nq", **by_hand.STAMP, "samples": 2}})
+        folders.append(judged(tmp_path / name, [("nq", f"q{i}", sample) for i in range(3) for sample in range(samples)]))
+    assert main(["report", "compare", *folders]) == 1
+    assert "judged: 3 of 6 answers" in capsys.readouterr().err
+
+
+def test_a_run_without_a_search_engine_stands_beside_those_that_search_and_these_must_agree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    direct = str(by_hand.results(tmp_path / "direct", SETS, {"retriever": {"retriever": "none"}, "top_k": 5, "agent": {"kind": "direct"}}))
+    rag = str(by_hand.results(tmp_path / "rag", BETTER))
+    more = str(by_hand.results(tmp_path / "more", BETTER, {"top_k": 5}))
+    for line in ([direct, rag], [rag, direct], [direct, more]):
+        found = compared(*line, capsys=capsys)
+        assert found["differs"] == []
+        assert {one["key"] for one in found["noted"]} == {"agent", "retriever"}
+    assert main(["report", "compare", direct, rag, more]) == 1
+    said = capsys.readouterr().err
+    assert "rag and more were not measured alike" in said
+    assert "  top_k: 3 and 5\n" in said
+    assert main(["report", "compare", direct, rag, more, "--allow", "top_k"]) == 0
+
+
+@pytest.mark.parametrize("table", ["search-r1/qwen2.5-7b", "zerosearch/qwen2.5-3b"])
+def test_retrieval_and_none_of_one_published_table_stand_side_by_side(table: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(f"published:{table}/direct", f"published:{table}/rag", capsys=capsys)
+    assert found["differs"] == []
+    assert [one["a"] for one in found["noted"] if one["key"] == "retriever"] == ["none"]
+
+
+def test_a_key_to_allow_that_is_none_is_a_wrong_line(two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = str(
+        by_hand.results(tmp_path / "other", SETS, {"top_k": 5, "retriever": {"retriever": "bm25", "k1": 2, "corpus_sha256": "a" * 64}})
+    )
+    for key, near in (("topk", "top_k"), ("retriever.k2", "retriever.k1"), ("question", "questions")):
+        assert main(["report", "compare", two[0], other, "--allow", key]) == 2
+        said = capsys.readouterr().err
+        assert f"--allow {key} names no part" in said
+        assert f"Nearest to it: {near}" in said
+    assert main(["report", "compare", two[0], other, "--allow", "seed,budgets,retriever"]) == 1
+    assert "--allow retriever,top_k (or" in capsys.readouterr().err  # without what allows nothing here
+
+
+def test_a_title_speaks_of_questions_only_where_pairs_are(two: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "compare", *two]) == 0
+    assert "question by question" in " ".join(capsys.readouterr().out.split())
+    assert main(["report", "compare", f"published:{RAG}", "published:search-r1/qwen2.5-7b/ircot"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "differences are from the first" in out
+    assert "question by question" not in out
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------------------------------
