@@ -27,9 +27,11 @@ JUDGE_FILE = "judge.json"
 MEAN = "mean"
 """The column of the mean over sets."""
 DRAWN = ("em", "f1", "cover_em", "judge")
-"""Measures that the picture shows, where there are."""
+"""Measures that the picture shows, where there are; what a judge says only once all answers are judged."""
 WITH_INTERVAL = ("em", "f1", "judge")
 """Measures whose interval has a row of its own in the table of several sets."""
+IN_WIDE_TERMINALS = ("play", "cost per episode")
+"""Groups of rows of the table of several sets that a terminal shows only if it has room for all columns: the rest is read more often."""
 MOST_GROUPS = 6
 """So many columns of groups are shown beside the mean; of more, only those by hops."""
 MOST_TURNS = 6
@@ -82,7 +84,8 @@ def finish(
     """
     from searchqa_agents.report import write_page
 
-    summary = summarise(name, _with_judgements(folder.path, rows), times, searches) | _judge(folder.path)
+    summary = summarise(name, _with_judgements(folder.path, rows), times, searches)
+    summary |= _judge(folder.path, summary)
     folder.write_json(SUMMARY_FILE, summary)
     _draw(folder.path, summary)
     several = len(trajectories) > 1
@@ -110,7 +113,8 @@ def refresh(folder: Path) -> dict[str, Any]:
     results = read_results(folder)
     file = folder / SUMMARY_FILE
     name = json.loads(file.read_text(encoding="utf-8"))["name"] if file.is_file() else results.name
-    summary = summarise(name, results.rows, results.times, read_searches(folder)) | _judge(folder)
+    summary = summarise(name, results.rows, results.times, read_searches(folder))
+    summary |= _judge(folder, summary)
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     replace_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
     _draw(folder, summary)
@@ -129,10 +133,10 @@ def _with_judgements(folder: Path, rows: Sequence[Row]) -> Sequence[Row]:
         return rows
 
 
-def _judge(folder: Path) -> dict[str, Any]:
-    """``judged_by``: what is known of the judge, where there is one."""
+def _judge(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """``judged_by``: what is known of the judge, where answers are judged."""
     file = folder / JUDGE_FILE
-    return {"judged_by": json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {}
+    return {"judged_by": json.loads(file.read_text(encoding="utf-8"))} if "judged" in summary and file.is_file() else {}
 
 
 # -- summary -----------------------------------------------------------------------------------------------------------------------------------
@@ -144,9 +148,17 @@ def summarise(name: str, rows: Sequence[Row], times: Sequence[Row], searches: Ma
     Of one set: ``metrics`` (with ``questions, episodes, backend_errors``), ``intervals``, ``groups`` (with the same keys as ``metrics``) and
     ``group_intervals``, ``defined``, ``pass_at``, ``majority`` and their intervals, ``title_recall_by_turn``, ``latency``. Of several, the same of the mean
     over sets, each counting alike; and ``sets``: name -> the same of the set.
+
+    Where answers are judged, ``judged`` of the whole and of each set says how many ``answers``, ``of`` how many; ``group_judged`` the same of each group.
+    While any answer is not, there is no mean of ``judge`` over sets.
     """
-    sets = {one: _plain(summarise_rows(own, _of(times, one))) for one, own in by_set(rows).items()}
-    whole = next(iter(sets.values())) if len(sets) == 1 else {**_plain(mean_over_sets(rows, times)), "sets": sets}
+    sets = {one: _plain(summarise_rows(own, _of(times, one))) | _judged(own, rows) for one, own in by_set(rows).items()}
+    whole = next(iter(sets.values()))
+    if len(sets) > 1:
+        whole = {**_plain(mean_over_sets(rows, times)), **_judged(rows, rows), "sets": sets}
+        if partly_judged(whole):
+            for part in ("metrics", "intervals", "defined"):
+                whole[part].pop("judge", None)
     columns, table = _table_of_one(whole) if len(sets) == 1 else _table_of_several(whole)
     return {
         "kind": "eval",
@@ -156,6 +168,27 @@ def summarise(name: str, rows: Sequence[Row], times: Sequence[Row], searches: Ma
         **whole,
         "search": {key: dict(own) for key, own in searches.items()},
     }
+
+
+def _judged(own: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
+    """How many answers of a set are judged, and of each of its groups; nothing where none of all ``rows`` is."""
+    if not any("judge" in row["metrics"] for row in rows):
+        return {}
+
+    def count(some: Sequence[Row]) -> dict[str, int]:
+        return {"answers": sum("judge" in row["metrics"] for row in some), "of": len(some)}
+
+    members: dict[str, list[Row]] = {}
+    for row in own:
+        for key, value in row["groups"].items():
+            members.setdefault(f"{key}={value}", []).append(row)
+    return {"judged": count(own), "group_judged": {name: count(some) for name, some in members.items()}}
+
+
+def partly_judged(part: Mapping[str, Any]) -> bool:
+    """Whether some answers are judged and some are not, of a summary or a part of it that says how many."""
+    judged = part.get("judged")
+    return judged is not None and judged["answers"] < judged["of"]
 
 
 def _of(times: Sequence[Row], name: str) -> list[Row]:
@@ -195,7 +228,8 @@ def _table_of_one(whole: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     """Mean, interval and groups; measures that the set does not define are left out."""
     groups = _shown_groups(whole["groups"])
     columns = ["", "mean", "95% interval", *(group.replace("=", " ") for group in groups)]
-    parts = [whole, *({"metrics": whole["groups"][group]} for group in groups)]
+    judged = whole.get("group_judged", {})
+    parts = [whole, *({"metrics": whole["groups"][group], "judged": judged.get(group)} for group in groups)]
     rows = [
         [title, values[0], _range(interval), *values[1:]]
         for title, values, interval in _lines(parts, lambda own: whole.get(own[0], {}).get(own[1]))
@@ -222,9 +256,12 @@ def _lines(parts: Sequence[Mapping[str, Any]], interval_of: Any) -> list[tuple[s
     lines: list[tuple[str, list[str], Any]] = []
     empty = [""] * len(parts)
 
-    def add(title: str, values: Sequence[float | None], interval: Any = None) -> None:
+    def add(title: str, values: Sequence[float | None], interval: Any = None, of_judged: bool = False) -> None:
         if any(value is not None for value in values):
-            lines.append((title, [amount(value) for value in values], interval))
+            cells = [amount(value) for value in values]
+            if of_judged:
+                cells = [f"{cell}{_coverage(part)}" for cell, part in zip(cells, parts, strict=True)]
+            lines.append((title, cells, interval))
 
     lines.append(("questions", [f"{int(part['metrics']['questions']):,}" for part in parts], None))
     if any(part["metrics"]["episodes"] != part["metrics"]["questions"] for part in parts):
@@ -232,7 +269,7 @@ def _lines(parts: Sequence[Mapping[str, Any]], interval_of: Any) -> list[tuple[s
     for group, titles in METRIC_GROUPS.items():
         lines.append((group, empty, None))
         for name, title in titles.items():
-            add(title, [part["metrics"].get(name) for part in parts], interval_of(("intervals", name)))
+            add(title, [part["metrics"].get(name) for part in parts], interval_of(("intervals", name)), name == "judge")
             if name in ("em", "judge"):
                 for k in [k for k in parts[0].get("pass_at", {}).get(name, {}) if k != "1"]:
                     values = [part.get("pass_at", {}).get(name, {}).get(k) for part in parts]
@@ -250,6 +287,11 @@ def _lines(parts: Sequence[Mapping[str, Any]], interval_of: Any) -> list[tuple[s
         if name in latency:
             add(title, [part.get("latency", {}).get(name) for part in parts])
     return lines
+
+
+def _coverage(part: Mapping[str, Any]) -> str:
+    """Behind a mean over some answers: of how many."""
+    return f" ({part['judged']['answers']:,} of {part['judged']['of']:,})" if partly_judged(part) else ""
 
 
 def _turns(parts: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -292,23 +334,43 @@ def _short_range(interval: Sequence[float] | None) -> str:
 def print_table(console: Console, summary: Mapping[str, Any], stamp: Mapping[str, Any]) -> None:
     """The table, in parts where the terminal is narrow; beneath it the stamp, what searching cost, and what a reader has to know.
 
+    A table that comes in parts is without the rows of :data:`IN_WIDE_TERMINALS`, and says where these are.
+
     ``stamp`` is the content of ``stamp.json``: of several sets what they have in common, and each set's under ``sets``.
     """
     from searchqa_agents.report import search_line
 
     columns, rows = summary["columns"], summary["rows"]
     parts = in_parts(console.width, columns, rows)
+    left_out = ""
+    if len(parts) > 1 and "sets" in summary:
+        rows = _without_groups(rows, IN_WIDE_TERMINALS)
+        parts = in_parts(console.width, columns, rows)
+        left_out = f"\nPlay, tokens and seconds: in {SUMMARY_FILE} and report.html, and here where the terminal has room for all columns."
     for place, part in enumerate(parts):
         own = [[row[i] for i in part] for row in rows]
         known = [row for row in own if is_heading(row) or set(row[1:]) - {"", "–"}]
-        caption = told_stamp(stamp) if place == len(parts) - 1 else ""
+        caption = told_stamp(stamp) + left_out if place == len(parts) - 1 else ""
         show(console, summary["name"], [columns[i] for i in part], _without_empty_headings(known), caption)
-    console.print(ELSEWHERE, markup=False, highlight=False)
-    if any(own.get("told_the_answer") for own in (stamp, *stamp.get("sets", {}).values())):
-        console.print(TOLD_THE_ANSWER, style="bold", soft_wrap=True)
+    for line in lines_beneath(summary, stamp):
+        console.print(line, style=None if line == ELSEWHERE else "bold", markup=False, highlight=False, soft_wrap=line != ELSEWHERE)
     console.print(search_line(summary["search"].get("total", {})), markup=False, highlight=False, soft_wrap=True)
-    for line in judged_lines(summary):
-        console.print(line, style="bold", markup=False, highlight=False, soft_wrap=True)
+
+
+def lines_beneath(summary: Mapping[str, Any], stamp: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know, under the table in terminals and pages: whose EM is which, who judged how much, and a search engine that was told."""
+    lines = [ELSEWHERE, *judged_lines(summary)] if summary.get("kind") == "eval" else []
+    told = any(own.get("told_the_answer") for own in (stamp, *stamp.get("sets", {}).values()))
+    return [*lines, TOLD_THE_ANSWER] if told else lines
+
+
+def _without_groups(rows: Sequence[list[str]], left_out: Sequence[str]) -> list[list[str]]:
+    kept, group = [], ""
+    for row in rows:
+        group = row[0] if is_heading(row) else group
+        if group not in left_out:
+            kept.append(row)
+    return kept
 
 
 def told_stamp(stamp: Mapping[str, Any]) -> str:
@@ -329,11 +391,12 @@ def told_stamp(stamp: Mapping[str, Any]) -> str:
 def judged_lines(summary: Mapping[str, Any]) -> list[str]:
     """Who judged, and what to say where only some answers are judged."""
     parts = summary.get("sets", {summary["name"]: summary})
-    counts = {name: (part["defined"].get("judge", 0), int(part["metrics"]["questions"])) for name, part in parts.items()}
     judge = summary.get("judged_by", {})
     lines = [f"Judged by {judge.get('model')}."] if judge.get("model") else []
     return lines + [
-        f"{name}: the answers of {seen:,} of {asked:,} questions are judged." for name, (seen, asked) in counts.items() if 0 < seen < asked
+        f"{SET_TITLES.get(name, name)}: {part['judged']['answers']:,} of {part['judged']['of']:,} answers are judged."
+        for name, part in parts.items()
+        if partly_judged(part)
     ]
 
 
@@ -356,8 +419,9 @@ def _draw(folder: Path, summary: Mapping[str, Any]) -> Path:
             name.replace("=", " "): (summary["groups"][name], summary["group_intervals"][name]) for name in _shown_groups(summary["groups"])
         }
         found = {emphasised: summary["title_recall_by_turn"]}
+    drawn = [name for name in DRAWN if name != "judge" or not partly_judged(summary)]
     results = {
-        row: {METRIC_TITLES[name]: (metrics[name], tuple(intervals[name])) for name in DRAWN if name in metrics}
+        row: {METRIC_TITLES[name]: (metrics[name], tuple(intervals[name])) for name in drawn if name in metrics}
         for row, (metrics, intervals) in parts.items()
     }
     picture = scores(results, found, summary["name"], emphasised)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchqa_agents.eval_report import PICTURE_FILE, is_evaluation, print_table, refresh
+from searchqa_agents.eval_report import PICTURE_FILE, is_evaluation, lines_beneath, partly_judged, print_table, refresh
 from searchqa_agents.runs import OWN_TO_A_RUN, SUMMARY_FILE, RunFolderError, check_run_folder, read_metrics, read_searches, replace_file
 from searchqa_agents.table import markdown
 from searchqa_agents.variants import (
@@ -39,7 +39,7 @@ def main(line: Sequence[str]) -> int:
     from rich.console import Console
 
     from searchqa_agents.cli import UsageError
-    from searchqa_agents.table import show, stamp_line
+    from searchqa_agents.table import legible, show, stamp_line
 
     words, kept_as = _words(line)
     as_markdown, folders = "--markdown" in words, [word for word in words if word != "--markdown"]
@@ -49,7 +49,7 @@ def main(line: Sequence[str]) -> int:
             "report needs the folders of runs or sweeps: `searchqa report [--markdown] [--save FILE.json] FOLDER [FOLDER ...]`, or files that "
             "--save has written: `searchqa report [--markdown] FILE.json [FILE.json ...]`. See `searchqa report --help`."
         )
-    console = Console()
+    console = legible(Console())
     if results:
         _report_results(results, as_markdown, console)
         return 0
@@ -293,11 +293,15 @@ def _without_own(stamp: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_values(run: Run) -> dict[str, dict[str, float]]:
-    """The numbers of a run: title of the measure -> "before", "after <stage>", "after" (training) or "" (evaluation) -> value."""
+    """The numbers of a run: title of the measure -> "before", "after <stage>", "after" (training) or "" (evaluation) -> value.
+
+    Of an evaluation of which only some answers are judged, the share of those that are right is left out.
+    """
     from searchqa_agents.table import METRIC_TITLES
 
     if run.summary["kind"] == "eval":
-        return {title: {"": run.summary["metrics"][name]} for name, title in METRIC_TITLES.items() if name in run.summary["metrics"]}
+        whole = {name: value for name, value in run.summary["metrics"].items() if name != "judge" or not partly_judged(run.summary)}
+        return {title: {"": whole[name]} for name, title in METRIC_TITLES.items() if name in whole}
     measures = run.summary["measures"]
     return {title: {when: own[key] for when, own in measures.items() if key in own} for key, title in run.summary["titles"].items()}
 
@@ -343,6 +347,7 @@ def write_page(path: Path, sets: Mapping[str, Sequence[Trajectory]] | None = Non
         table=(summary["columns"], summary["rows"]),
         stamp=stamp,
         picture=picture_file.read_bytes() if picture_file.is_file() else None,
+        notes=lines_beneath(summary, stamp),
     )
     file = path / "report.html"
     replace_file(file, lambda partial: partial.write_text(page, encoding="utf-8"))

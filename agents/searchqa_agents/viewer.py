@@ -28,6 +28,7 @@ def build_page(
     table: tuple[Sequence[str], Sequence[Sequence[str]]] = ((), ()),
     stamp: Mapping[str, Any] | None = None,
     picture: bytes | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """The page.
 
@@ -41,6 +42,8 @@ def build_page(
         Names of the columns, and rows of cells, shown at the top.
     picture
         A PNG shown at the top.
+    notes
+        Lines under the table.
     """
     items = [item_of(trajectory, tokenizer, name) for name, trajectories in sets.items() for trajectory in trajectories]
     data = {
@@ -48,6 +51,7 @@ def build_page(
         "subtitle": subtitle,
         "stamp": dict(stamp or {}),
         "table": {"columns": list(table[0]), "rows": [list(row) for row in table[1]]},
+        "notes": list(notes),
         "picture": base64.b64encode(picture).decode("ascii") if picture else None,
         "sets": list(sets),
         "items": [{**item, "place": place} for place, item in enumerate(items)],

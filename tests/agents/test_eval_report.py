@@ -204,12 +204,105 @@ def test_judgements_are_in_table_and_summary_after_a_refresh(tmp_path: Path, cap
     assert main(["report", str(tmp_path / "run")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert METRIC_TITLES["judge"] in said
-    assert "Judged by wise. mine: the answers of 2 of 4 questions are judged." in said
+    assert "Judged by wise. mine: 2 of 4 answers are judged." in said
     again, said = finished(tmp_path / "run", rows_of("hotpotqa"))  # as when the evaluation is gone on with
     assert again["metrics"]["judge"] == 0.5
     assert "Judged by wise." in said
     again, said = finished(tmp_path / "run", rows_of("musique"))
     assert "judge" not in again["metrics"]
+
+
+def judge_some(folder: Path, keys: list[tuple[str, str, int]]) -> None:
+    lines = [{"set": name, "id": question, "sample": sample, "correct": True} for name, question, sample in keys]
+    (folder / "judgements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "judge.json").write_text('{"model": "wise"}')
+
+
+def test_what_is_judged_in_part_says_of_how_many_and_has_no_mean_over_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    finished(folder, rows_of("hotpotqa", "bamboogle"))
+    whole = [("bamboogle", f"q{i}", 0) for i in range(4)]
+    judge_some(folder, [("hotpotqa", "q0", 0), *whole])
+    summary = refresh(folder)
+    assert cells(summary, "judged right") == ["1.000 (1 of 4)", "1.000", "– (5 of 8)"]
+    assert "judge" not in summary["metrics"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "1.000 (1 of 4)" in page
+    assert "HotpotQA: 1 of 4 answers are judged." in page
+    assert main(["report", str(folder)]) == 0
+    assert "HotpotQA: 1 of 4 answers are judged." in capsys.readouterr().out
+    judge_some(folder, [*(("hotpotqa", f"q{i}", 0) for i in range(4)), *whole])
+    assert cells(refresh(folder), "judged right") == ["1.000", "1.000", "1.000"]
+
+
+def test_a_set_without_any_verdict_is_told_beside_one_that_has(tmp_path: Path) -> None:
+    finished(tmp_path / "run", rows_of("hotpotqa", "bamboogle"))
+    judge_some(tmp_path / "run", [("hotpotqa", f"q{i}", 0) for i in range(4)])
+    summary = refresh(tmp_path / "run")
+    assert cells(summary, "judged right") == ["1.000", "– (0 of 4)", "– (4 of 8)"]
+
+
+def test_of_samples_it_is_answers_that_are_judged(tmp_path: Path) -> None:
+    rows = [by_hand.score("nq", f"q{i}", sample, groups={"hops": 1 + i}) for i in range(2) for sample in range(2)]
+    finished(tmp_path / "run", rows)
+    judge_some(tmp_path / "run", [("nq", f"q{i}", 0) for i in range(2)])
+    summary = refresh(tmp_path / "run")
+    found = cells(summary, "judged right")
+    assert [found[0], *found[2:]] == ["1.000 (2 of 4)", "1.000 (1 of 2)", "1.000 (1 of 2)"]
+    assert "mine: 2 of 4 answers are judged." in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_picture_and_the_means_of_several_runs_leave_out_what_is_judged_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import searchqa_agents.plots
+
+    drawn: list[Any] = []
+
+    def keep(results: Any, *others: Any) -> bytes:
+        drawn.append(results)
+        return scores(results, *others)
+
+    monkeypatch.setattr(searchqa_agents.plots, "scores", keep)
+    for seed in range(2):
+        finished(tmp_path / f"run{seed}", rows_of("hotpotqa"), {"seed": seed})
+        judge_some(tmp_path / f"run{seed}", [("hotpotqa", "q0", 0)])
+    refresh(tmp_path / "run0")
+    assert all("judged right" not in own for own in drawn[-1].values())
+    assert main(["report", str(tmp_path)]) == 0
+    assert "judged right" not in capsys.readouterr().out
+    judge_some(tmp_path / "run0", [("hotpotqa", f"q{i}", 0) for i in range(4)])
+    refresh(tmp_path / "run0")
+    assert all("judged right" in own for own in drawn[-1].values())
+
+
+def test_no_judge_is_named_while_no_answer_is_judged(tmp_path: Path) -> None:
+    finished(tmp_path / "run", rows_of("hotpotqa"))
+    judge_some(tmp_path / "run", [])
+    summary, said = finished(tmp_path / "run", rows_of("hotpotqa"))
+    assert "judged_by" not in summary
+    assert "Judged by" not in said
+
+
+def test_a_page_says_what_a_reader_has_to_know(tmp_path: Path) -> None:
+    finished(tmp_path / "one", rows_of("hotpotqa"), {"told_the_answer": True})
+    finished(tmp_path / "two", rows_of("hotpotqa", "bamboogle"))
+    pages = [(tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("one", "two")]
+    assert ["was told the golden answers" in page for page in pages] == [True, False]
+    assert all("cover match is R1-Searcher" in page for page in pages)
+
+
+def test_a_narrow_terminal_is_spared_play_and_cost_of_many_sets_and_told_where_they_are(tmp_path: Path) -> None:
+    names = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
+    summary, narrow = finished(tmp_path / "narrow", rows_of(*names), width=80)
+    _, wide = finished(tmp_path / "wide", rows_of(*names), width=200)
+    _, one = finished(tmp_path / "one", rows_of("nq"), width=80)
+    assert cells(summary, "tokens sampled")
+    for text, shown in ((narrow, False), (wide, True), (one, True)):
+        assert "searches per question" in text
+        assert ("tokens sampled" in text) == shown
+        assert ("seconds, mean" in text) == shown
+        assert ("in summary.json and report.html" in text) != shown
 
 
 def test_report_of_several_sets_prints_and_gives_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
