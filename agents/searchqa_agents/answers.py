@@ -4,8 +4,8 @@
     answers/trajectories/          under the same names, the episodes that the page will show, whole
 
 A line is ``{"begun": set, "stamp": {...}}`` before the first episode that a process plays of a set, ``{"row": scores, "time": times}`` for an episode as it
-ends, ``{"searches": counters}``, or ``{"ended": set, "stamp": {...}}`` where more is known by then of what the set was played with. A last line that a
-killed process left unfinished is cut off when its journal is opened again.
+ends, ``{"searches": counters, "set": name}`` every few seconds, or ``{"ended": set, "stamp": {...}}`` where more is known by then of what the set was played
+with. A last line that a killed process left unfinished is cut off when its journal is opened again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "answers"
 TRAJECTORIES = "trajectories"
+_ROW = b'{"row": '
+"""How the line of an episode begins."""
 
 
 class Part(NamedTuple):
@@ -58,9 +60,27 @@ def parse_part(shard: Any) -> Part | None:
     return Part(int(number), int(count))
 
 
+def any_answer(path: Path) -> bool:
+    """Whether any episode has ended in a run's folder."""
+    return any(True for _ in _episode_lines(path))
+
+
+def count_answers(path: Path) -> int:
+    """How many episodes have ended in a run's folder."""
+    return sum(1 for _ in _episode_lines(path))
+
+
+def _episode_lines(path: Path) -> Iterator[bytes]:
+    for file in (path / FOLDER).glob("*.jsonl"):
+        with file.open("rb") as lines:
+            yield from (line for line in lines if line.startswith(_ROW) and line.endswith(b"\n"))
+
+
 def way_on(path: Path, part: Part | None = None) -> str:
     """What is safe after a stop, and the line that goes on from it."""
     words = "" if part is None else f" shard={part.number}/{part.of}"
+    if not any_answer(path):
+        return f"No episode has ended yet: `searchqa eval resume={path}{words}` begins again, and so may any other line with this run_dir."
     return f"What was played is kept: `searchqa eval resume={path}{words}` goes on."
 
 
@@ -88,6 +108,7 @@ class Journal:
 
         self.path = path
         self.part = part
+        self._broken = False
         folder = path / FOLDER
         with _writing(path):
             (folder / TRAJECTORIES).mkdir(parents=True, exist_ok=True)
@@ -109,6 +130,10 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files and let another process play this part."""
         for file in (self._answers, self._trajectories):
             file.close()
         self._lock.release()
@@ -128,19 +153,29 @@ class Journal:
             self._append(self._trajectories, kept)
         self._append(self._answers, {"row": row, "time": time})
 
-    def add_searches(self, counters: Mapping[str, float]) -> None:
-        """Keep what some searches were, as sums; and bring all so far to disk."""
+    def add_searches(self, name: str, counters: Mapping[str, float]) -> None:
+        """Keep what some searches on a set were, as sums; and bring all so far to disk."""
         if any(counters.values()):
-            self._append(self._answers, {"searches": dict(counters)})
+            self._append(self._answers, {"searches": dict(counters), "set": name})
         with _writing(self.path):
             os.fsync(self._answers.fileno())
             os.fsync(self._trajectories.fileno())
 
     def _append(self, file: io.FileIO, value: Mapping[str, Any]) -> None:
+        """Append a line, or nothing: after half a line no other may follow."""
         rest = memoryview(json_line(value).encode())
         with _writing(self.path):
-            while rest:
-                rest = rest[file.write(rest) :]
+            if self._broken:
+                raise OSError(f"{file.name} ends with half a line")
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except BaseException:  # also an interrupt
+                self._broken = True
+                file.truncate(end)
+                self._broken = False
+                raise
 
 
 def _opened(path: Path) -> io.FileIO:
@@ -183,18 +218,21 @@ class Answers:
     stamps
         By set, the stamps with which episodes of it were played.
     searches
-        Counters of all journals, one mapping for each line.
+        Counters of all journals: the set and its mapping, for each line.
     """
 
     def __init__(self) -> None:
         self.rows: dict[Key, Row] = {}
         self.times: dict[Key, Row] = {}
         self.stamps: dict[str, list[dict[str, Any]]] = {}
-        self.searches: list[dict[str, float]] = []
+        self.searches: list[tuple[str, dict[str, float]]] = []
 
 
-def read_answers(path: Path) -> Answers:
-    """What was played so far. Raises ``RunFolderError`` for a line that is not of a journal, or of another schema version."""
+def read_answers(path: Path, *, whole: bool = True) -> Answers:
+    """What was played so far; unless ``whole``, with empty rows, which take less memory where only their keys are wanted.
+
+    Raises ``RunFolderError`` for a line that is not of a journal, or of another schema version.
+    """
     answers = Answers()
     for file in sorted((path / FOLDER).glob("*.jsonl")):
         begun: dict[str, Any] = {}
@@ -207,14 +245,14 @@ def read_answers(path: Path) -> Answers:
                         answers.stamps.setdefault(row["set"], []).append(begun.pop(row["set"]))
                     if row_key(time) != (key := row_key(row)):
                         raise ValueError("the times are another episode's")
-                    answers.rows.setdefault(key, row)
-                    answers.times.setdefault(key, time)
+                    answers.rows.setdefault(key, row if whole else {})
+                    answers.times.setdefault(key, time if whole else {})
                 elif "begun" in line:
                     begun[line["begun"]] = line["stamp"]
                 elif "ended" in line:
                     answers.stamps.setdefault(line["ended"], []).append(line["stamp"])
                 else:
-                    answers.searches.append(line["searches"])
+                    answers.searches.append((line["set"], line["searches"]))
             except (KeyError, ValueError, TypeError) as error:
                 raise RunFolderError(f"{where}: not a line of a journal ({type(error).__name__}: {error}). {_remove(file)}") from error
     return answers

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from searchqa_agents.hydra_app import check_config, run_app, write_config
+from searchqa_agents.hydra_app import OVERRIDES_FILE, check_config, keep_config, run_app
 from searchqa_agents.settings import LANGUAGE_MODELS, BaselineSettings, EvalSettings, check_at_least, register
 from searchqa_envs.errors import ConfigurationError
 
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
 
     from searchqa_agents.answers import Part
     from searchqa_agents.eval_run import EvalFolder, SetPlan
+    from searchqa_agents.runs import RunFolder
 
 logger = logging.getLogger(__name__)
 
 GROWS = ("sets", "questions", "samples")
 """Settings with which a run may go on by ``resume=``: what is played already counts as far as it is asked for."""
+CONFIG_FILES = ("config.yaml", OVERRIDES_FILE)
 SECONDS_FOR_ANOTHER_PART = 20.0
 """How long a part waits for another one that is just beginning in the same folder."""
 
@@ -53,7 +56,7 @@ def run(config: DictConfig, path: Path) -> None:
             "Give all of them the same run_dir=..."
         )
     if settings.dry_run:
-        check_config(Path(settings.run_dir), config, grows=GROWS)
+        _check_folder(Path(settings.run_dir), config)
         plan = check_start(settings)
         console.print(OmegaConf.to_yaml(config, resolve=True), markup=False, highlight=False)
         console.print(f"Would {plan}, and write {settings.run_dir}.", markup=False, soft_wrap=True)
@@ -125,11 +128,44 @@ def check_start(settings: EvalSettings) -> str:
         if not isinstance(settings.agent, (*LANGUAGE_MODELS, BaselineSettings)):
             rollout(venv, agent, [plan.indices[0]])
         venv.close()
-    missing = missing_episodes(plans, settings.samples, read_answers(Path(settings.run_dir)).rows)
+    missing = missing_episodes(plans, settings.samples, read_answers(Path(settings.run_dir), whole=False).rows)
     left = sum(len(one.episodes) for one in missing)
     total = settings.samples * sum(len(plan.indices) for plan in plans)
     answered = f", of which {total - left:,} are answered already," if left < total else ""
     return f"play {told(plans, settings.samples)}{answered} with the agent {settings.agent.kind}"
+
+
+def _check_folder(path: Path, config: DictConfig) -> None:
+    """Refuse the folder of another run. One in which an evaluation was begun and no episode has ended may take any line."""
+    from searchqa_agents.answers import FOLDER, any_answer, running_parts
+
+    if any_answer(path) or running_parts(path) or not (path / FOLDER).is_dir():
+        check_config(path, config, grows=GROWS, moves=True)
+
+
+def _planned(settings: EvalSettings) -> list[SetPlan]:
+    """What is to be played, once all is found that can be without an environment: questions, checkpoint and tokenizer."""
+    from searchqa_agents.eval_run import given_tokenizer, plan_sets
+
+    plans = plan_sets(settings)
+    given_tokenizer(settings)
+    return plans
+
+
+@contextmanager
+def _unplayed_lines_undone(folder: RunFolder) -> Iterator[None]:
+    """After an error, bring back the configuration of a run that has answers, where none was added under the new one."""
+    from searchqa_agents.answers import count_answers
+
+    before = count_answers(folder.path)
+    files = {name: (folder.path / name).read_text(encoding="utf-8") for name in CONFIG_FILES if before and (folder.path / name).is_file()}
+    try:
+        yield
+    except BaseException:
+        if files and count_answers(folder.path) == before:
+            for name, text in files.items():
+                folder.write_text(name, text)
+        raise
 
 
 def _say_notes(plans: Sequence[SetPlan]) -> None:
@@ -142,7 +178,7 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
     """Play what is missing, write the run's files, and print the table. Returns the summary."""
     from searchqa_agents.answers import Journal, Part, read_answers, running_parts
     from searchqa_agents.eval_processes import play_in_processes
-    from searchqa_agents.eval_run import EvalFolder, missing_episodes, plan_sets, play, telling_what_is_kept, write_all
+    from searchqa_agents.eval_run import EvalFolder, missing_episodes, play, telling_what_is_kept, write_all
     from searchqa_agents.progress import progress
     from searchqa_agents.runs import RunFolderError
 
@@ -153,39 +189,47 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
                 f"{path} is in use: other processes play its parts {', '.join(running)}. Wait for them, then start this line again: it plays what is still "
                 "missing and writes the results."
             )
-        write_config(folder, config, grows=GROWS)
-        plans = plan_sets(settings)
+        _check_folder(path, config)
+        plans = _planned(settings)
         _say_notes(plans)
         total = settings.samples * sum(len(plan.indices) for plan in plans)
-        left = sum(len(one.episodes) for one in missing_episodes(plans, settings.samples, read_answers(path).rows))
-        if left < total:
-            console.print(f"{total - left:,} of {total:,} episodes are answered already.", highlight=False, soft_wrap=True)
-        if left:
-            with telling_what_is_kept(path), progress(settings.name, left) as advance:
-                if settings.processes > 1:
-                    play_in_processes(settings, path, advance)
-                else:
-                    with Journal(path, Part()) as journal:
-                        play(settings, journal, plans, advance)
+        left = sum(len(one.episodes) for one in missing_episodes(plans, settings.samples, read_answers(path, whole=False).rows))
+        with _unplayed_lines_undone(folder):
+            keep_config(folder, config)
+            if left < total:
+                console.print(f"{total - left:,} of {total:,} episodes are answered already.", highlight=False, soft_wrap=True)
+            if left:
+                with telling_what_is_kept(path), progress(settings.name, left) as advance:
+                    if settings.processes > 1:
+                        play_in_processes(settings, path, advance)
+                    else:
+                        with Journal(path, Part()) as journal:
+                            play(settings, journal, plans, advance)
         return write_all(settings, folder, plans, read_answers(path), console)
 
 
 def evaluate_part(settings: EvalSettings, part: Part, config: DictConfig, path: Path, console: Any) -> None:
     """Play what is missing of a part. Other processes may play other parts in the same folder at the same time."""
     from searchqa_agents.answers import Journal, read_answers
-    from searchqa_agents.eval_run import missing_episodes, plan_sets, play, telling_what_is_kept
+    from searchqa_agents.eval_run import missing_episodes, play, telling_what_is_kept
     from searchqa_agents.progress import progress
 
+    _check_folder(path, config)
+    plans = _planned(settings)
     with _begun(path) as folder:
-        write_config(folder, config, grows=GROWS)
+        _check_folder(path, config)
         journal = Journal(path, part)  # before the folder is free for others
+        try:
+            keep_config(folder, config)
+        except BaseException:
+            journal.close()
+            raise
     with journal:
-        plans = plan_sets(settings)
         _say_notes(plans)
-        left = sum(len(one.episodes) for one in missing_episodes(plans, settings.samples, read_answers(path).rows, part))
+        left = sum(len(one.episodes) for one in missing_episodes(plans, settings.samples, read_answers(path, whole=False).rows, part))
         with telling_what_is_kept(path, part), progress(f"{settings.name} {part.number}/{part.of}", left) as advance:
             play(settings, journal, plans, advance)
-    others = sum(len(one.episodes) for one in missing_episodes(plans, settings.samples, read_answers(path).rows))
+    others = sum(len(one.episodes) for one in missing_episodes(plans, settings.samples, read_answers(path, whole=False).rows))
     then = f"`searchqa eval resume={path}`"
     if others:
         said = f"{others:,} episodes of other parts are missing. Once they are played, {then} writes the results; before, it plays them itself."

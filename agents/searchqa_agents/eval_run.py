@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ PUBLISHED_ORDER = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "mu
 """The seven sets as the published tables have them."""
 CHUNK = 2048
 """Most episodes of one rollout: a bound on memory, since a rollout keeps its trajectories."""
+SECONDS_BETWEEN_COUNTS = 3.0
+"""How often what searching costs is kept: a kill loses so much of it at most."""
 LOST_ROUNDS = 3
 """How often episodes that lost their search back end are played again."""
 LOST_BATCHES = 3
@@ -140,11 +143,7 @@ def plan_sets(settings: EvalSettings) -> list[SetPlan]:
     plans: list[SetPlan] = []
     place = 0
     for env in environments:
-        note = ""
-        if names:
-            env, note = _with_evaluation_split(env)
-        elif env.split is None and env.id.startswith("SearchQA-World"):
-            env = replace(env, split="test")
+        env, note = _with_evaluation_split(env)
         source = _question_source(env)
         choice = choice_of(settings.questions, source.name, [name for name in names if name != source.name])
         indices, kind = chosen_questions(choice, source)
@@ -154,12 +153,17 @@ def plan_sets(settings: EvalSettings) -> list[SetPlan]:
 
 
 def _with_evaluation_split(env: EnvSettings) -> tuple[EnvSettings, str]:
-    """The environment with the split that results on its set are published on, where none is given; and what to say where the files have none."""
+    """The environment with a split where none is given: that which results on a published set are published on, or the test worlds.
+
+    And what to say where the files do not have it.
+    """
     from searchqa_agents.loading import published_set
     from searchqa_envs.datasets import load_source, locate
     from searchqa_envs.datasets.registry import dataset_info
 
     name = published_set(env)
+    if env.split is None and env.id.startswith("SearchQA-World"):
+        return replace(env, split="test"), ""
     if env.split is not None or name is None:
         return env, ""
     wanted = "test" if "test" in dataset_info(name).sizes else "dev"
@@ -197,7 +201,7 @@ def _question_source(env: EnvSettings) -> QuestionSource:
     return build_source(dataset, arguments.get("split"), arguments.get("data_dir"), options)
 
 
-def missing_episodes(plans: Sequence[SetPlan], samples: int, played: Mapping[Key, Any], part: Part | None = None) -> list[Missing]:
+def missing_episodes(plans: Sequence[SetPlan], samples: int, played: Container[Key], part: Part | None = None) -> list[Missing]:
     """What is not played yet, of a part or of all; sets of which nothing is missing are left out."""
     part = part or Part()
     found = []
@@ -284,12 +288,17 @@ def list_stamp(settings: EvalSettings, plan: SetPlan) -> dict[str, Any]:
 
 
 def weights_stamp(settings: EvalSettings) -> dict[str, Any]:
-    """The sha256 of the weights where they are files of this machine: the same folder can hold others later. Nothing otherwise."""
+    """Of a model that is loaded here, the type of its numbers, and where its weights are files of this machine their sha256. Nothing of other agents.
+
+    A folder can hold other weights later, and in another type a model writes other tokens.
+    """
     from searchqa_agents.loading import checkpoint_path
 
     model = _model_of(settings)
-    folder = checkpoint_path(model.checkpoint) if isinstance(model, LMAgentSettings) else None
-    return {"weights_sha256": _folder_sha256(folder)} if isinstance(folder, Path) else {}
+    if not isinstance(model, LMAgentSettings):
+        return {}
+    folder = checkpoint_path(model.checkpoint)
+    return {"dtype": settings.dtype} | ({"weights_sha256": _folder_sha256(folder)} if isinstance(folder, Path) else {})
 
 
 def _folder_sha256(folder: Path) -> str:
@@ -319,9 +328,10 @@ def check_stamp(path: Path, name: str, begun: Sequence[Mapping[str, Any]], now: 
         Naming each difference.
     """
     for before in begun:
+        unplaced, unplaced_now = _unplaced(before), _unplaced(now)
         different = [
             (key, old, new)
-            for key, old, new in stamp_differences(before, now)
+            for key, old, new in stamp_differences(unplaced, unplaced_now)
             if SERVER_NOT_REACHED not in (old, new)
             and key.partition(".")[0] not in OWN_TO_A_LIST
             and not (key.startswith("agent.") and key.rpartition(".")[2] in AGENT_MECHANICS)
@@ -340,6 +350,30 @@ def check_stamp(path: Path, name: str, begun: Sequence[Mapping[str, Any]], now: 
         if changed:
             listed = ", ".join(f"{key} was {versions[0][key]}, is {versions[1][key]}" for key in changed)
             logger.warning("%s goes on with other package versions: %s.", path, listed)
+        before_at, now_at = _untold(begun[-1]), _untold(now)
+        if before_at != now_at:
+            logger.warning(
+                "%s goes on with the search server %s, before %s; it does not say what it searches, so make sure that it is the same.",
+                path,
+                ", ".join(sorted(now_at)),
+                ", ".join(sorted(before_at)),
+            )
+
+
+def _unplaced(stamp: Any) -> Any:
+    """A stamp without where its search servers are: what they say that they search is in it."""
+    if isinstance(stamp, Mapping):
+        left_out = ("url",) if stamp.get("retriever") == "http" else ()
+        return {name: _unplaced(own) for name, own in stamp.items() if name not in left_out}
+    return [_unplaced(own) for own in stamp] if isinstance(stamp, list) else stamp
+
+
+def _untold(stamp: Any) -> set[str]:
+    """The addresses of search servers that do not say what they search."""
+    if isinstance(stamp, Mapping):
+        own = {str(stamp.get("url"))} if stamp.get("retriever") == "http" and stamp.get("server") is None else set()
+        return own.union(*map(_untold, stamp.values()))
+    return set().union(*map(_untold, stamp)) if isinstance(stamp, list) else set()
 
 
 def play(settings: EvalSettings, journal: Journal, plans: Sequence[SetPlan], advance: Advance) -> int:
@@ -362,12 +396,12 @@ def play(settings: EvalSettings, journal: Journal, plans: Sequence[SetPlan], adv
     LostBackEndError
         If episodes lost their search back end each time that they were played. All others are kept.
     """
+    from searchqa_agents.results import remove_results
     from searchqa_envs.datasets import clear_cache
 
-    answers = read_answers(journal.path)
+    answers = read_answers(journal.path, whole=False)
     todo = missing_episodes(plans, settings.samples, answers.rows, journal.part)
     stamps = answers.stamps
-    del answers  # rows of many episodes
     players = Players(settings)
     weights = weights_stamp(settings) if todo else {}
     player = _Player(settings, journal, advance)
@@ -376,6 +410,7 @@ def play(settings: EvalSettings, journal: Journal, plans: Sequence[SetPlan], adv
         try:
             stamp = set_stamp(settings, missing.plan, venv.unwrapped, weights)
             check_stamp(journal.path, missing.plan.name, stamps.get(missing.plan.name, ()), stamp)
+            remove_results(journal.path)
             journal.begin(missing.plan.name, stamp)
             player.play(venv, agent, missing, stamp)
             after = set_stamp(settings, missing.plan, venv.unwrapped, weights)
@@ -402,6 +437,7 @@ class _Player:
         """All missing episodes of a set; those that lose their back end again, in rounds."""
         todo, error = missing.episodes, ""
         self._counted: dict[str, float] = {}
+        self._counted_at = time.monotonic()
         self._scored, self._exact = 0, 0.0
         for _ in range(1 + LOST_ROUNDS):
             if todo:
@@ -443,6 +479,8 @@ class _Player:
                 shown = settings.save is None or place * settings.samples + sample < settings.save
                 self.journal.add(row, time_row(plan.name, sample, trajectory), trajectory if shown else None)
                 self.played += 1
+                if time.monotonic() - self._counted_at >= SECONDS_BETWEEN_COUNTS:
+                    self._keep_searches(plan.name, base)
                 self._scored, self._exact = self._scored + 1, self._exact + row["metrics"]["em"]
                 self.advance(self.played, f"{plan.name} em {self._exact / self._scored:.3f}")
 
@@ -459,15 +497,16 @@ class _Player:
                     on_trajectory=ended,
                 )
             finally:
-                self._keep_searches(base)
+                self._keep_searches(plan.name, base)
         return sorted(lost), error
 
-    def _keep_searches(self, base: Any) -> None:
+    def _keep_searches(self, name: str, base: Any) -> None:
         from searchqa_retrievers.counted import counted_since
 
         now: Mapping[str, float] = base.search_counters().sums
-        self.journal.add_searches(counted_since(now, self._counted))
+        self.journal.add_searches(name, counted_since(now, self._counted))
         self._counted = dict(now)
+        self._counted_at = time.monotonic()
 
 
 @contextmanager
@@ -498,7 +537,7 @@ class EvalFolder(RunFolder):
 def write_all(settings: EvalSettings, folder: RunFolder, plans: Sequence[SetPlan], answers: Answers, console: Any) -> dict[str, Any]:
     """Write the results of an evaluation of which nothing is missing, with its table and page, and show them. Returns the summary."""
     from searchqa_agents.eval_report import finish
-    from searchqa_agents.results import JUDGEMENTS_FILE, read_results, write_results
+    from searchqa_agents.results import JUDGEMENTS_FILE, read_results, remove_results, write_results
     from searchqa_agents.runs import SEARCHES_FILE, read_searches
 
     keys = [(plan.name, name, sample) for plan in plans for name in plan.ids for sample in range(settings.samples)]
@@ -511,20 +550,40 @@ def write_all(settings: EvalSettings, folder: RunFolder, plans: Sequence[SetPlan
             "Choose another run_dir."
         )
     stamps = {plan.name: _known_best(answers.stamps[plan.name]) | list_stamp(settings, plan) for plan in plans}
+    remove_results(folder.path)
     write_results(folder.path, rows, times, stamps)
     if (folder.path / JUDGEMENTS_FILE).is_file():  # of an earlier end of this run
         rows = read_results(folder.path).rows
-    lines = [json.dumps({"phase": "eval", "step": 0, **counters}) + "\n" for counters in answers.searches]
+    counted = [counters for name, counters in answers.searches if name in stamps]
+    lines = [json.dumps({"phase": "eval", "step": 0, **counters}) + "\n" for counters in counted]
     folder.write_text(SEARCHES_FILE, "".join(lines))
     kept = read_trajectories(folder.path)
     shown = {plan.name: [kept[key] for key in keys if key[0] == plan.name and key in kept][: settings.save] for plan in plans}
+    for stale in (folder.path / "trajectories").glob("*.jsonl.gz"):  # of an earlier end, with other sets
+        stale.unlink()
     for name, trajectories in shown.items():
         if trajectories:
             folder.write_trajectories(name if len(plans) > 1 else "eval", trajectories)
     tokenizer = given_tokenizer(settings)
     if tokenizer is not None:
         folder.write_tokenizer(tokenizer)
-    return finish(folder, settings.name, rows, times, stamps, shown, read_searches(folder.path), console)
+    summary = finish(folder, settings.name, rows, times, stamps, shown, read_searches(folder.path), console)
+    told = _as_far_as_counted(rows, counted)
+    if told:
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+    return summary
+
+
+def _as_far_as_counted(rows: Sequence[Row], counted: Sequence[Mapping[str, float]]) -> str:
+    """What to say where not just the searches of these rows were counted: after a kill, with fewer samples, or where episodes were played again."""
+    searches = sum(row["metrics"].get("searches", 0.0) for row in rows)
+    known = sum(counters.get("search/searches", 0.0) for counters in counted)
+    if searches == known:
+        return ""
+    return (
+        f"These episodes have {searches:,.0f} searches. What searching cost is told as far as it was counted, of {known:,.0f}: a process that is killed loses "
+        "its last seconds, and episodes that were played again, or are not shown, count too."
+    )
 
 
 def _known_best(stamps: Sequence[dict[str, Any]]) -> dict[str, Any]:

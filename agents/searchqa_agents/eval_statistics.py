@@ -297,8 +297,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def majority_vote(answers: Sequence[str | None], normalise: Callable[[str], str] = normalise_squad) -> int:
     """Which answer stands for the majority: the first that has the form that most answers have.
 
-    Answers that are equal after ``normalise`` have one form. Of forms with equally many votes, the one that was given first wins. No answer (None) and a
-    blank one have no vote; where nobody votes, it is the first.
+    Answers that are equal after ``normalise`` have one form. Of forms with equally many votes, the one that was given first wins. No answer (None) has no
+    vote, nor has one of which ``normalise`` leaves nothing, unless there is no other; where nobody votes, it is the first.
 
     Raises
     ------
@@ -311,6 +311,8 @@ def majority_vote(answers: Sequence[str | None], normalise: Callable[[str], str]
     for place, answer in enumerate(answers):
         if answer is not None and answer.strip():
             votes.setdefault(normalise(answer), []).append(place)
+    if len(votes) > 1:
+        votes.pop("", None)
     return max(votes.values(), key=len)[0] if votes else 0  # max takes the first of equals
 
 

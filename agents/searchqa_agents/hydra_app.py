@@ -56,6 +56,8 @@ MECHANICS = ("timeout", "deadline", "retries", "concurrency", "batch_size")
 """Of ``judge``, what no verdict depends on."""
 AGENT_MECHANICS = ("url", "timeout", "deadline", "retries", "concurrency")
 """Of ``agent``, and of the language model that it asks, what no answer depends on: where the server is, and how it is asked."""
+RETRIEVER_MECHANICS = (*AGENT_MECHANICS, "hedge_after", "token")
+"""The same of ``env.retriever`` and of what is in it, where its name is http: an evaluation compares what the server says that it searches."""
 OWN_TO_A_PROCESS = ("shard",)
 """Keys that ``resume=`` does not begin with: they say what one process of several does."""
 logger = logging.getLogger(__name__)
@@ -167,23 +169,28 @@ def write_config(folder: RunFolder, config: DictConfig, free: Sequence[str] = ()
     """Write ``config.yaml``, resolved, and the overrides that led to it, if the folder may hold this run (:func:`check_config`)."""
     check_config(folder.path, config, free, grows)
     (folder.path / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end: from here on it would stand for another run
+    keep_config(folder, config)
+
+
+def keep_config(folder: RunFolder, config: DictConfig) -> None:
+    """Write ``config.yaml``, resolved, and the overrides that led to it, over those of an earlier line."""
     folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(_resolved(config))))
     kept = [word for word in HydraConfig.get().overrides.task if word.lstrip("+").partition("=")[0] not in OWN_TO_A_PROCESS]
     folder.write_text(OVERRIDES_FILE, OmegaConf.to_yaml(OmegaConf.create(kept)))
 
 
-def check_config(path: Path, config: DictConfig, free: Sequence[str] = (), grows: Sequence[str] = ()) -> None:
+def check_config(path: Path, config: DictConfig, free: Sequence[str] = (), grows: Sequence[str] = (), *, moves: bool = False) -> None:
     """Refuse the folder of a run with other settings: its numbers must not be mixed with those of these, nor told under their name.
 
     More steps are a way on for every run. Other settings of the training (:data:`TRAINING_KEYS`) are one for a run that is resumed by ``resume=``
     and not finished, or has steps to come. ``free`` are keys that a command's runs may change all the same, ``grows`` those that a run may change which
-    is resumed by ``resume=``.
+    is resumed by ``resume=``. With ``moves``, the server of an HTTP retriever may be elsewhere, and asked in another way.
     """
     file = path / "config.yaml"
     if not file.exists():
         return
     now, before = _resolved(config), _resolved(OmegaConf.load(file))
-    different = [key for key in FIXED_KEYS if key not in free and _answers(key, before) != _answers(key, now)]
+    different = [key for key in FIXED_KEYS if key not in free and _answers(key, before, moves) != _answers(key, now, moves)]
     fixed_later = dict.fromkeys([*LATER_FIXED_KEYS, *(key for key in grows if key not in FIXED_KEYS)])
     different += [key for key in fixed_later if key in before and before[key] != now.get(key)]
     if grows and different and set(different) <= set(grows):
@@ -206,13 +213,23 @@ def check_config(path: Path, config: DictConfig, free: Sequence[str] = (), grows
         )
 
 
-def _answers(key: str, config: Mapping[str, Any]) -> Any:
-    """The value of a key, of an agent without its mechanics."""
+def _answers(key: str, config: Mapping[str, Any], moves: bool = False) -> Any:
+    """The value of a key, of an agent without its mechanics; with ``moves``, of an environment without those of an HTTP retriever."""
     value = config.get(key)
+    if key == "env" and moves and isinstance(value, Mapping):
+        return {name: _unplaced(own) if name == "retriever" else own for name, own in value.items()}
     if key != "agent" or not isinstance(value, Mapping):
         return value
     plain = {name: own for name, own in value.items() if name not in AGENT_MECHANICS}
     return {name: _answers("agent", {"agent": own}) if name == "lm" else own for name, own in plain.items()}
+
+
+def _unplaced(retriever: Any) -> Any:
+    """The settings of a retriever without where HTTP servers are and how they are asked, also of the retrievers in it."""
+    if isinstance(retriever, Mapping):
+        left_out = RETRIEVER_MECHANICS if retriever.get("name") == "http" else ()
+        return {name: _unplaced(own) for name, own in retriever.items() if name not in left_out}
+    return [_unplaced(own) for own in retriever] if isinstance(retriever, list) else retriever
 
 
 def _differing(before: Any, now: Any) -> list[str]:
@@ -362,6 +379,12 @@ def _unknown_key(wrong: str) -> str:
     if key in known:
         return (
             f"the key {key!r} belongs to another choice of {key.partition('.')[0]} than yours. `--cfg job` shows the keys of your choice."
+        )
+    of_model = re.fullmatch(r"agent\.(checkpoint|temperature|url|protocol|model|logprobs|concurrency|timeout|retries|deadline)", key)
+    if of_model is not None:
+        return (
+            f"the agent of yours has no {key!r}. Of a baseline's model it is agent.lm.{of_model.group(1)}; of a server, say agent@agent.lm=server too. "
+            "Else it belongs to another agent: agent=lm, agent=server."
         )
     key = re.sub(r"\blr$", "learning_rate", key)
     close = [key] if key in known else difflib.get_close_matches(key, known, n=3, cutoff=0.55)

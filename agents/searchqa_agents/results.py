@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from searchqa_agents.measures import GROUPS, SCHEMA_VERSION
-from searchqa_agents.runs import RunFolderError, StorageError, replace_file
+from searchqa_agents.runs import SUMMARY_FILE, RunFolderError, StorageError, replace_file
 from searchqa_envs.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ TIMES_FILE = "times.jsonl"
 PARQUET_FILE = "results.parquet"
 STAMP_FILE = "stamp.json"
 JUDGEMENTS_FILE = "judgements.jsonl"
+_MADE_OF_RESULTS = ("scores.png", "report.html")
 
 Row = dict[str, Any]
 Key = tuple[str, str, int]
@@ -292,6 +293,20 @@ def write_results(folder: Path, rows: Sequence[Row], times: Sequence[Row], stamp
     except OSError as error:
         raise StorageError(
             f"The results could not be written to {folder}: {error}. Make room and resume the run: what was played is kept."
+        ) from error
+
+
+def remove_results(folder: Path) -> None:
+    """Remove what an earlier end of an evaluation left to read, but for its judgements: while more is played, it would stand for the whole.
+
+    Raises ``StorageError`` if a file cannot be removed.
+    """
+    try:
+        for name in (SUMMARY_FILE, SCORES_FILE, PARQUET_FILE, TIMES_FILE, STAMP_FILE, *_MADE_OF_RESULTS):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The earlier results in {folder} could not be removed: {error}. They have to make room for those to come."
         ) from error
 
 

@@ -462,7 +462,7 @@ def test_a_full_disk_stops_the_run_with_the_way_on_and_loses_nothing(plain: Path
     assert process.returncode == 1
     assert f"Make room first. What was played is kept: `searchqa eval resume={run}` goes on." in said
     assert 20 < lines_of(run) < 384
-    assert not (run / "answers" / "all.jsonl").read_bytes().endswith(b"\n")
+    assert (run / "answers" / "all.jsonl").read_bytes().endswith(b"\n")  # no half line, behind which what searching cost would be appended
     evaluate(f"resume={run}", "save=0")
     assert scores(run) == scores(plain)
 
@@ -474,7 +474,7 @@ def test_a_server_that_is_gone_stops_the_run_with_the_way_on(tmp_path: Path, cap
         assert main(["eval", "env=world", "questions=3", *server, f"run_dir={run}", f"processes={processes}"]) == 1
         said = " ".join(capsys.readouterr().err.split())
         assert "did not answer" in said
-        assert said.endswith(f"What was played is kept: `searchqa eval resume={run}` goes on.")
+        assert f"No episode has ended yet: `searchqa eval resume={run}` begins again" in said
 
 
 def test_a_damaged_journal_is_an_error_that_names_the_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -612,9 +612,14 @@ def test_what_a_journal_kept_is_read_back_with_any_text(tmp_path: Path) -> None:
         journal.begin("popqa", {"seed": 0})  # nothing is played with it
         journal.begin("nq", {"seed": 0, "path": tmp_path})
         journal.add(row, {"set": "nq", "id": "q \ud800\u2028", "sample": 0, "seconds": {"model": 0.5}})
-        journal.add_searches({"search/searches": 2.0})
-        journal.add_searches({"search/searches": 0.0})
+        journal.add_searches("nq", {"search/searches": 2.0})
+        journal.add_searches("nq", {"search/searches": 0.0})
     answers = read_answers(tmp_path)
     assert list(answers.rows.values()) == [row]
     assert answers.stamps == {"nq": [{"seed": 0, "path": str(tmp_path)}]}
-    assert answers.searches == [{"search/searches": 2.0}]
+    assert answers.searches == [("nq", {"search/searches": 2.0})]
+    keys = read_answers(tmp_path, whole=False)
+    assert list(keys.rows) == list(answers.rows)
+    assert not any(keys.rows.values())
+    assert not any(keys.times.values())
+    assert keys.stamps == answers.stamps

@@ -221,7 +221,8 @@ def test_impossible_counts_are_refused(numbers):
         (["", " \n", "Rome"], 2),  # nor has a blank one
         ([None, None], 0),
         (["", None], 0),
-        (["Rome", "The", "a"], 1),  # a text with an empty form is an answer
+        (["The", "a", "Rome"], 2),  # nothing is left of the first two
+        ([None, "The", " ", "a"], 1),  # but where there is no other
         (["U.S.", "us", "u s"], 0),
         (["u s", "U.S.", "us"], 1),
     ],

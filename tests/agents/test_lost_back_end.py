@@ -299,7 +299,7 @@ def test_an_evaluation_without_a_back_end_stops_and_one_that_gets_it_back_leaves
         assert main([*line, f"run_dir={run}", f"num_envs={num_envs}"]) == 1
         told = " ".join(capsys.readouterr().err.split())
         assert said in told
-        assert told.endswith(f"What was played is kept: `searchqa eval resume={run}` goes on.")
+        assert f"No episode has ended yet: `searchqa eval resume={run}` begins again" in told
         assert not (run / "summary.json").exists()
     back_end.start(wrapped=FirstCallLost)
     assert main([*line, f"run_dir={tmp_path / 'some'}", "num_envs=2"]) == 0
