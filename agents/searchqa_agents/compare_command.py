@@ -122,7 +122,7 @@ def main(line: Sequence[str]) -> int:
         raise NotComparableError(f"{error} `--allow questions` compares on those.") from error
     console = legible(Console())
     if arguments.json:
-        text = json.dumps(_as_json(sides, sets, against, noted, tables), indent=1, ensure_ascii=False)
+        text = json.dumps(_as_json(sides, sets, against, noted, tables), indent=1, ensure_ascii=not console.encoding.startswith("utf"))
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         return 0
     for title, table in tables.items():

@@ -165,7 +165,7 @@ def main(line: Sequence[str]) -> int:
     rows = _chosen({"system": arguments.system, "model": arguments.model})
     console = legible(Console())
     if arguments.json:
-        text = json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False)
+        text = json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=not console.encoding.startswith("utf"))
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         return 0
     for table in dict.fromkeys(row.table for row in rows):

@@ -102,7 +102,7 @@ def test_bamboogle_of_zerosearch_is_in_whole_questions_of_those_that_were_scored
         right = row.values["sub_em"]["bamboogle"] * scored
         assert right == pytest.approx(round(right), abs=0.00006 * scored), row.name
         assert any("only 72 of the 125 Bamboogle questions count" in note for note in row.notes) == (scored == 72)
-        assert row.stamps["bamboogle"]["described_questions"] == ("72 of the 125" if scored == 72 else "all of the set")
+        assert row.stamps["bamboogle"]["described_questions"] == ("of the 125 those in whole batches" if scored == 72 else "all of the set")
         assert row.stamps["nq"]["described_questions"] == "ZeroSearch's sample of 500"
 
 
