@@ -526,10 +526,11 @@ def _differing(sides: Sequence[Side], against: Sequence[Found], table: Table) ->
             if cell.judged is not None:
                 where = f" [{SET_TITLES.get(set_name, set_name)}]" if len(table) > 1 else ""
                 lines.append(f"{DIFFERS} {name}: only {_coverage(cell)} are judged{where}")
-            if cell.paired is not None and cell.questions is not None and cell.paired.questions < cell.questions:
-                lines.append(
-                    f"{DIFFERS} {name}: some differences are of the questions in common, {cell.paired.questions:,} of {cell.questions:,}"
-                )
+            asked = cell.questions
+            if cell.judged is not None:
+                asked = len({row["id"] for side in sides if side.name == name for row in side.rows[set_name]})
+            if cell.paired is not None and asked is not None and cell.paired.questions < asked:
+                lines.append(f"{DIFFERS} {name}: some differences are of the questions in common, {cell.paired.questions:,} of {asked:,}")
     return list(dict.fromkeys(lines))
 
 

@@ -361,7 +361,7 @@ def lines_beneath(summary: Mapping[str, Any], stamp: Mapping[str, Any]) -> list[
     """What a reader has to know, under the table in terminals and pages: whose EM is which, who judged how much, and a search engine that was told."""
     lines = [ELSEWHERE, *judged_lines(summary)] if summary.get("kind") == "eval" else []
     told = any(own.get("told_the_answer") for own in (stamp, *stamp.get("sets", {}).values()))
-    return [*lines, TOLD_THE_ANSWER] if told else lines
+    return [TOLD_THE_ANSWER, *lines] if told else lines
 
 
 def _without_groups(rows: Sequence[list[str]], left_out: Sequence[str]) -> list[list[str]]:

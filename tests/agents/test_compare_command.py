@@ -160,7 +160,9 @@ def test_answers_of_which_only_some_are_judged_are_paired_where_allowed(tmp_path
         assert [(own[name]["judged"], own[name]["answers"]) for name in ("one", "two")] == [(2, 3), (None, None)]
     for line in (words, words[::-1]):
         assert main(["report", "compare", *line, "--allow", "judged", "--markdown"]) == 0
-        assert "| **≠ one: only 2 of 3 answers are judged** |" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "| **≠ one: only 2 of 3 answers are judged** |" in out
+        assert f"| **≠ {Path(line[1]).name}: some differences are of the questions in common, 2 of 3** |" in out
     assert main(["report", "compare", *words, "--metric", "em"]) == 0
     assert "judged" not in capsys.readouterr().out
 
