@@ -290,6 +290,17 @@ def test_a_split_that_is_given_holds_for_all_sets(data: Path, tmp_path: Path) ->
     assert len(scores(tmp_path / "run").splitlines()) == 8
 
 
+@pytest.mark.parametrize("name", ["hotpotqa", "nq", "popqa"])
+def test_one_environment_of_a_published_set_is_played_as_the_set_is(name: str, data: Path, tmp_path: Path) -> None:
+    evaluate(f"env={name}", "agent=search_once", f"run_dir={tmp_path / 'env'}")
+    evaluate(f"sets=[{name}]", "agent=search_once", f"run_dir={tmp_path / 'sets'}")
+    assert scores(tmp_path / "env") == scores(tmp_path / "sets")
+    splits = [json.loads((tmp_path / run / "stamp.json").read_text())["split"] for run in ("env", "sets")]
+    assert splits == [{"hotpotqa": "dev", "nq": "all", "popqa": "test"}[name]] * 2
+    log = tmp_path / "env" / "run.log"
+    assert (log.is_file() and "no rows of the split 'test'" in log.read_text()) == (name == "nq")
+
+
 def test_each_set_can_have_a_list_of_its_own(data: Path, tmp_path: Path) -> None:
     (tmp_path / "ids.jsonl").write_text('{"id": "nq_3"}\n{"id": "nq_1"}\n')
     lists = f"questions={{nq: '{tmp_path / 'ids.jsonl'}', popqa: fixed-2, hotpotqa: 1}}"
@@ -309,7 +320,8 @@ def test_one_language_model_plays_all_sets_and_each_set_as_it_does_alone(data: P
     assert [json.loads(line)["set"] for line in both] == ["nq"] * 4 + ["popqa"] * 3
     assert both[4:] == scores(tmp_path / "alone").splitlines()
     stamp = json.loads((tmp_path / "both" / "stamp.json").read_text())
-    assert (stamp["temperature"], stamp["agent"]["method"], len(stamp["agent"]["weights_sha256"])) == (1.0, "rag", 64)
+    agent = stamp["agent"]
+    assert (stamp["temperature"], agent["method"], agent["dtype"], len(agent["weights_sha256"])) == (1.0, "rag", "float32", 64)
 
 
 @pytest.mark.parametrize(
@@ -374,6 +386,110 @@ def test_a_run_grows_by_resume_and_plays_only_what_is_new(data: Path, tmp_path: 
     evaluate(f"resume={run}", "sets=[popqa]", "questions=1", "samples=1")  # fewer: nothing is played, and nothing lost
     assert [json.loads(line)["id"] for line in scores(run).splitlines()] == ["popqa_0"]
     assert lines_of(run) == 14
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    """All files of a run but the log and the locks."""
+    return {
+        str(file.relative_to(run)): file.read_bytes()
+        for file in run.rglob("*")
+        if file.is_file() and file.suffix not in (".log", ".lock") and file.name != ".lock" and ".hydra" not in file.parts
+    }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["questions=typo.jsonl"],
+        ["sets=[nq,musique]"],  # there are no files of it
+        ["questions=3", "env.tokenizer=./nowhere"],
+        ["questions=3", "shard=0/2", "env.top_k=1"],
+    ],
+)
+def test_a_refused_line_leaves_the_folder_as_it_was(words: list[str], data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    evaluate("sets=[nq]", "questions=2", "agent=search_once", f"env.data_dir={data}", f"run_dir={run}")
+    before = files_of(run)
+    assert main(["eval", f"resume={run}", *words]) == 1
+    assert files_of(run) == before
+
+
+def test_a_line_that_is_refused_by_the_first_set_leaves_the_configuration_and_the_results(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    evaluate("sets=[nq]", "questions=2", "agent=search_once", f"run_dir={run}")
+    before = files_of(run)
+    with gzip.open(data / "nq" / "questions.jsonl.gz", "at") as file:  # other data, which only the environment's stamp tells
+        file.write(json.dumps({"id": "nq_9", "question": "?", "golden_answers": ["x"]}) + "\n")
+    assert main(["eval", f"resume={run}", "questions=3"]) == 1
+    assert files_of(run) == before
+
+
+@pytest.mark.parametrize("wrong", [["env.split=nowhere"], ["env.max_context_tokens=100"], ["agent=lm", "agent.checkpoint=./nowhere"]])
+@pytest.mark.parametrize("part", [[], ["shard=0/1"]])
+def test_a_first_line_that_fails_leaves_its_folder_to_the_corrected_one(
+    wrong: list[str], part: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    agent = [] if "agent=lm" in wrong else ["agent=baseline/direct", "agent.lm.checkpoint=shipped"]
+    assert main(["eval", "sets=[popqa]", *agent, *wrong, *part, f"run_dir={run}"]) == 1
+    assert "What was played is kept" not in capsys.readouterr().err
+    evaluate("sets=[popqa]", "agent=search_once", "seed=3", f"run_dir={run}")
+    assert len(scores(run).splitlines()) == 3
+    assert main(["eval", "sets=[popqa]", "agent=search_once", f"run_dir={run}"]) == 1
+
+
+def test_a_folder_of_another_command_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 5\n")
+    assert main(["eval", "env=world", f"run_dir={tmp_path}"]) == 1
+    assert "another env and another seed" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").read_text() == "seed: 5\n"
+
+
+def test_a_run_that_grows_and_is_stopped_does_not_look_finished(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    evaluate("sets=[nq]", "questions=2", "agent=search_once", f"run_dir={run}")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Journal, "begin", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["eval", f"resume={run}", "samples=2"]) == 130
+    for name in ("scores.jsonl", "times.jsonl", "results.parquet", "stamp.json", "summary.json", "report.html", "scores.png"):
+        assert not (run / name).exists(), name
+    capsys.readouterr()
+    assert main(["report", str(run)]) != 0
+    assert not (run / "summary.json").exists()
+    evaluate(f"resume={run}")
+    assert len(scores(run).splitlines()) == 2
+
+
+def test_files_of_sets_that_are_not_shown_any_more_are_removed(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for words, left in (("sets=[nq,popqa]", ["nq", "popqa"]), ("sets=[popqa]", ["eval"]), ("save=0", [])):
+        evaluate(*(["agent=search_once", words, f"run_dir={run}"] if left == ["nq", "popqa"] else [f"resume={run}", words]))
+        assert sorted(file.name for file in (run / "trajectories").glob("*")) == [f"{name}.jsonl.gz" for name in left]
+
+
+def test_searches_are_counted_while_they_are_made_and_told_of_the_sets_that_are_shown(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr("searchqa_agents.eval_run.SECONDS_BETWEEN_COUNTS", 0.0)
+
+    def searches() -> float:
+        found: float = json.loads((run / "summary.json").read_text())["search"]["total"]["search/searches"]
+        return found
+
+    evaluate("sets=[nq,popqa]", "samples=2", "num_envs=1", "agent=search_once", f"run_dir={run}")
+    lines = [json.loads(line) for line in (run / "answers" / "all.jsonl").read_bytes().splitlines()]
+    assert [line["set"] for line in lines if "searches" in line] == ["nq"] * 8 + ["popqa"] * 6
+    assert searches() == 14
+    evaluate(f"resume={run}", "sets=[popqa]")
+    assert searches() == 6
+    assert "as far as it was counted" not in capsys.readouterr().out
+    evaluate(f"resume={run}", "sets=[popqa]", "samples=1")
+    assert "These episodes have 3 searches. What searching cost is told as far as it was counted, of 6" in capsys.readouterr().out
 
 
 def test_judgements_stay_with_a_run_that_grows(data: Path, tmp_path: Path) -> None:

@@ -332,6 +332,31 @@ def test_an_evaluation_whose_back_end_goes_in_the_middle_keeps_what_was_answered
     assert (run / "scores.jsonl").read_bytes() == (tmp_path / "whole" / "scores.jsonl").read_bytes()
 
 
+def test_an_evaluation_goes_on_with_its_server_elsewhere_but_not_with_another_search(back_end, tmp_path, capsys):
+    line = ["eval", "env=world", "agent=search_once", "threads=1"]
+    assert main([*line, *back_end.words(), "questions=6", f"run_dir={tmp_path / 'whole'}"]) == 0
+    run = tmp_path / "run"
+    assert main([*line, *back_end.words(), "questions=4", f"run_dir={run}"]) == 0
+    back_end.stop()
+    elsewhere = BackEnd()
+    try:
+        elsewhere.start(k1=0.3)
+        moved = [word for word in elsewhere.words(retries=0) if "num_worlds" not in word] + ["env.retriever.timeout=5"]
+        capsys.readouterr()
+        assert main(["eval", f"resume={run}", *moved, "questions=6"]) == 1
+        said = capsys.readouterr().err
+        assert "retriever.server.k1 was" in said
+        assert "url was" not in said
+        elsewhere.stop()
+        elsewhere.start()
+        assert main(["eval", f"resume={run}", *moved, "questions=6"]) == 0
+        assert main(["eval", f"resume={run}", *moved, "env.top_k=1"]) == 1
+        assert "another env" in capsys.readouterr().err
+    finally:
+        elsewhere.stop()
+    assert (run / "scores.jsonl").read_bytes() == (tmp_path / "whole" / "scores.jsonl").read_bytes()
+
+
 def test_an_error_of_the_configuration_in_the_middle_tells_how_to_go_on(back_end, tmp_path, capsys, at_line, monkeypatch):
     run = tmp_path / "run"
 
