@@ -54,8 +54,8 @@ class Written(NamedTuple):
     """What a server wrote.
 
     ``ids`` and ``logprobs`` are None where it gives text only; with ``tools`` the ids are ours, made of its calls. ``ended``: it stopped by itself, not
-    at the longest length; ``stop`` is the stop string that it names as the reason. The numbers of tokens are
-    those that a server of text tells.
+    at the longest length; ``stop`` is the stop string that it names as the reason, and ``tells_stop`` whether
+    it would have named one. The numbers of tokens are those that a server of text tells.
     """
 
     text: str
@@ -65,6 +65,7 @@ class Written(NamedTuple):
     logprobs: list[float] | None = None
     prompt_tokens: int | None = None
     generated_tokens: int | None = None
+    tells_stop: bool = True
 
 
 @dataclass(frozen=True)
@@ -205,22 +206,33 @@ def _tools_read(answer: Any, prompt: Prompt) -> Written:
     choice = _get(answer, dict, "choices", 0)
     reason = choice.get("finish_reason")
     ids = prompt.content.act(_get(choice, dict, "message"), reason if isinstance(reason, str) else None)
-    return Written("", ended=True, ids=ids)
+    prompt_tokens, generated_tokens = _token_counts(answer)
+    return Written("", ended=True, ids=ids, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
 
 
 def _text_choice(answer: Any, *path: str) -> Written:
     choice = _get(answer, dict, "choices", 0)
-    stop = choice.get("stop_reason")  # not OpenAI's: vLLM and others name the stop string
+    naming = [
+        name for name in ("stop_reason", "matched_stop") if name in choice
+    ]  # not OpenAI's: vLLM's and SGLang's name of the stop string
+    stop = next((choice[name] for name in naming if isinstance(choice[name], str)), None)
+    reason = _get(choice, str, "finish_reason")
+    *before, last = path
+    holder = _get(choice, dict, *before) if before else choice
+    # null: nothing but hidden reasoning was written before the limit, or a filter took the text away
+    text = "" if last in holder and holder[last] is None else _get(choice, str, *path)
+    ended = reason == "content_filter" or _ended(reason)
+    return Written(text, ended, stop, None, None, *_token_counts(answer), tells_stop=bool(naming))
+
+
+def _token_counts(answer: Any) -> tuple[int | None, int | None]:
     usage = answer.get("usage")
-    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    return Written(
-        _get(choice, str, *path),
-        _ended(_get(choice, str, "finish_reason")),
-        stop if isinstance(stop, str) else None,
-        None,
-        None,
-        *(count if isinstance(count, int) and not isinstance(count, bool) else None for count in counts),
-    )
+    prompt, generated = (usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens"))
+    return _count(prompt), _count(generated)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 PROTOCOLS = {

@@ -50,6 +50,14 @@ class ServerAnswerError(SearchQAError, ValueError):
     """A completion server refused a request, or its answer is none that can be used. Asking again would not help."""
 
 
+class RequestRefused(ServerAnswerError):
+    """A completion server refused a request with a status that can be about this one alone: 400, 413 or 422."""
+
+
+REFUSALS = (400, 413, 422)
+"""The statuses of :class:`RequestRefused`; others (no such address or model, a wrong key) are about all requests."""
+
+
 class CompletionServerLM:
     """A completion server as a :class:`~searchqa_agents.language_model.LanguageModel`.
 
@@ -154,9 +162,26 @@ class CompletionServerLM:
         """:meth:`ask` for what the server wrote, as it is: no segment is made of it."""
         return asyncio.run_coroutine_threadsafe(self._written(prompt, sampling, seed, lambda written: written), _event_loop(os.getpid()))
 
+    def ask_counted(self, prompt: Prompt, sampling: Sampling, seed: int) -> Future[tuple[Segment, dict[str, float]]]:
+        """:meth:`ask`, with the numbers of tokens as :meth:`CompletionServerSession.usage` names them: the server's own, where it tells them."""
+        return asyncio.run_coroutine_threadsafe(self._counted(prompt, sampling, seed), _event_loop(os.getpid()))
+
     async def _ask(self, prompt: Prompt, sampling: Sampling, seed: int) -> Segment:
-        segment = self._id_segment if self.returns_ids else self._text_segment
-        return await self._written(prompt, sampling, seed, lambda written: segment(written, sampling))
+        segment, _ = await self._counted(prompt, sampling, seed)
+        return segment
+
+    async def _counted(self, prompt: Prompt, sampling: Sampling, seed: int) -> tuple[Segment, dict[str, float]]:
+        made = self._id_segment if self.returns_ids else self._text_segment
+
+        def counted(written: Written) -> tuple[Segment, dict[str, float]]:
+            segment = made(written, sampling)
+            told: dict[str, int | None] = {"prompt_tokens": written.prompt_tokens, "generated_tokens": written.generated_tokens}
+            if self.returns_ids:
+                assert isinstance(prompt.content, list)
+                told = {"prompt_tokens": len(prompt.content), "generated_tokens": len(segment.ids), "sampled_tokens": len(segment.ids)}
+            return segment, {name: float(count) for name, count in told.items() if count is not None}
+
+        return await self._written(prompt, sampling, seed, counted)
 
     async def _written(self, prompt: Prompt, sampling: Sampling, seed: int, made: Callable[[Written], Made]) -> Made:
         """What is ``made`` of the server's answer."""
@@ -194,7 +219,7 @@ class CompletionServerLM:
                             return content
                         cause = f"status {status}: {content[:500].decode('utf-8', 'replace')}"
                         if status != 429 and status < 500:
-                            raise ServerAnswerError(
+                            raise (RequestRefused if status in REFUSALS else ServerAnswerError)(
                                 f"{self.url} refused a request with {cause}. Check agent.protocol, agent.model, the key in "
                                 "$SEARCHQA_SERVER_KEY, and that the server takes env.max_context_tokens + env.max_segment_tokens."
                             )
@@ -282,8 +307,9 @@ class CompletionServerSession(Session):
         self._lm = lm
         self._seeds = seeds
         self._sampling = sampling
-        self._waiting: dict[Future[Segment], int] = {}
+        self._waiting: dict[Future[tuple[Segment, dict[str, float]]], int] = {}
         self._failing = False
+        self._told: dict[int, list[dict[str, float]]] = {}  # by row: the numbers of tokens of each request
         self._seen: dict[int, IntArray] = {}  # by row: the last context, for protocols of text
         self._messages: dict[int, Messages] = {}
         self._conversations: dict[int, Conversation] = {}
@@ -296,7 +322,7 @@ class CompletionServerSession(Session):
         for row, context, info in zip(rows, contexts, infos, strict=True):
             prompt = Prompt(self._content(row, context, info), tokenizer.eos_id, tokenizer.pad_id)
             seed = int(np.random.SeedSequence((self._seeds[row], len(context))).generate_state(1)[0]) >> 1
-            self._waiting[self._lm.ask(prompt, self._sampling, seed)] = row
+            self._waiting[self._lm.ask_counted(prompt, self._sampling, seed)] = row
 
     def collect(self) -> list[tuple[int, Segment]]:
         """See :meth:`Session.collect`. Raises :class:`ServerUnavailable` or :class:`ServerAnswerError`."""
@@ -310,12 +336,29 @@ class CompletionServerSession(Session):
             self._waiting.clear()
             failed[0].result()
         self._failing = bool(failed)
-        return [(self._waiting.pop(future), future.result()) for future in done if future not in failed]
+        segments = []
+        for future in done:
+            if future not in failed:
+                row, (segment, told) = self._waiting.pop(future), future.result()
+                self._told.setdefault(row, []).append(told)
+                segments.append((row, segment))
+        return segments
+
+    def usage(self, row: int) -> Mapping[str, float]:
+        """``calls``, and ``prompt_tokens`` and ``generated_tokens`` where every answer told them: with text protocols they are the server's own counts.
+
+        ``sampled_tokens``, with ids alone, are those that were sampled into the context.
+        """
+        told = self._told.get(row, [])
+        names = ("prompt_tokens", "generated_tokens", "sampled_tokens")
+        sums = {name: sum(each[name] for each in told) for name in names if told and all(name in each for each in told)}
+        return {"calls": float(len(told))} | sums
 
     def release(self, rows: Sequence[int]) -> None:
         """Forget the conversations of these rows."""
         for row in rows:
             self._seen.pop(row, None)
+            self._told.pop(row, None)
             self._messages.pop(row, None)
             self._conversations.pop(row, None)
 

@@ -270,7 +270,7 @@ def set_stamp(settings: EvalSettings, plan: SetPlan, base: Any, weights: Mapping
     from searchqa_agents.loading import agent_stamp
 
     stamp = run_stamp(base.stamp(), seed=settings.seed, threads=settings.threads)
-    agent = {**agent_stamp(settings.agent, base.tokenizer), **weights}
+    agent = {**agent_stamp(settings.agent, base.tokenizer, base.source.name), **weights}
     stamp |= {"agent": agent, "temperature": temperature_of(settings)} | list_stamp(settings, plan)
     stamp["scoring_version"] = SCORING_VERSION
     if base.rules.needs_gold:
@@ -314,7 +314,13 @@ def _model_of(settings: EvalSettings) -> AgentSettings:
 
 
 def temperature_of(settings: EvalSettings) -> float | None:
-    """At which the agent's language model is sampled; None for a script without one."""
+    """At which the agent's language model is sampled; None for a script without one. A baseline that has a temperature of its own samples at that."""
+    from searchqa_agents.loading import configured_baseline
+
+    if isinstance(settings.agent, BaselineSettings):
+        own: float | None = getattr(configured_baseline(settings.agent)[1], "temperature", None)
+        if own is not None:
+            return own
     model = _model_of(settings)
     return model.temperature if isinstance(model, LANGUAGE_MODELS) else None
 

@@ -184,17 +184,17 @@ def agent_env(agent: AgentSettings, env: EnvSettings) -> dict[str, Any]:
         changed["tokenizer"] = checkpoint_tokenizer(model.checkpoint)
     if isinstance(agent, BaselineSettings):
         baseline, config = configured_baseline(agent)
-        turns = baseline.turns(config) if env.max_turns is None else env.max_turns
+        turns = baseline.turns(config, published_set(env) or "") if env.max_turns is None else env.max_turns
         each = (env.max_segment_tokens or _LONGEST_PART) + (env.max_observation_tokens or _LONGEST_PART)
         changed |= {"max_turns": turns} if env.max_turns is None else {}
         changed |= {"max_context_tokens": _PROMPT_ROOM + turns * each} if env.max_context_tokens is None else {}
     return changed
 
 
-def agent_stamp(agent: AgentSettings, tokenizer: Tokenizer) -> dict[str, Any]:
+def agent_stamp(agent: AgentSettings, tokenizer: Tokenizer, set_name: str = "") -> dict[str, Any]:
     """An agent's settings as plain values; of a baseline with all its options, and how its prompts go out (:func:`~searchqa_agents.writer.sent_as`).
 
-    With the commit of a checkpoint from the hub, once it is there.
+    Options that depend on the question's set are said for ``set_name``. With the commit of a checkpoint from the hub, once it is there.
     """
     stamp = asdict(agent)
     model = agent.lm if isinstance(agent, BaselineSettings) else agent
@@ -204,7 +204,8 @@ def agent_stamp(agent: AgentSettings, tokenizer: Tokenizer) -> dict[str, Any]:
     if isinstance(agent, BaselineSettings):
         from searchqa_agents.writer import sent_as
 
-        stamp["options"] = asdict(configured_baseline(agent)[1])
+        baseline, config = configured_baseline(agent)
+        stamp["options"] = asdict(baseline.resolved(config, set_name))
         stamp |= sent_as(tokenizer, agent.lm.protocol if isinstance(agent.lm, ServerAgentSettings) else None)
     return stamp
 

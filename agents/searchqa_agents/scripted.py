@@ -6,9 +6,10 @@ a language model wrote. It acts in rollouts like any language model; its text is
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from searchqa_envs.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from searchqa_agents.writer import Writer
+
+logger = logging.getLogger(__name__)
 
 Info = Mapping[str, Any]
 Message = tuple[str, str]
@@ -46,6 +49,9 @@ class Ask:
     documents: tuple[str, ...] = ()
     """parts of the messages that are shortened, and at last left out, where the prompt is too long; the first ones first. Each must be told from the rest by
     its text: the first place where it stands is taken"""
+    spare: bool = False
+    """where the prompt is too long even without its documents, the reply is empty; else that is an error. Sessions say so where the model's own words, or an
+    unusual question, can be at fault"""
     max_prompt_tokens: int | None = None
     """longest prompt, for models whose tokenizer is known; None: as long as the model's positions reach"""
 
@@ -63,6 +69,12 @@ class Reply(NamedTuple):
     generated_tokens: int | None = None
     cut_tokens: int = 0
     """how many tokens of documents did not fit into the prompt"""
+    cut_characters: int = 0
+    """how many characters of documents a server did not take"""
+    failed: bool = False
+    """there is no reply: the prompt was too long, or a server refused this ask"""
+    stop_known: bool = True
+    """False: it may have ended with a stop string, which the server does not tell"""
 
 
 class Task(NamedTuple):
@@ -129,7 +141,9 @@ class Task(NamedTuple):
             return _Complete(whole)
         if fits(written("", text)):
             return _Complete(written(_longest(thought, lambda cut: fits(written(cut, text))), text))
-        return _Complete(written("", _longest(text, lambda cut: fits(written("", cut)))))
+        segment = _Complete(written("", _longest(text, lambda cut: fits(written("", cut)))))
+        segment.cut = kind
+        return segment
 
     def _defused(self, text: str) -> str:
         text = text.encode("utf-8", "replace").decode().strip()  # no halves of surrogate pairs
@@ -141,7 +155,9 @@ class Task(NamedTuple):
 
 
 class _Complete(str):
-    """A segment that heeds how the prompt ends."""
+    """A segment that heeds how the prompt ends. ``cut``: what of it, query or answer, was too long to stand whole."""
+
+    cut: str = ""
 
 
 def _longest(text: str, fits: Callable[[str], bool]) -> str:
@@ -262,6 +278,9 @@ SCRIPTS: dict[str, Script] = {
 }
 
 
+LONG_QUESTION = 2000
+"""Characters. Questions of the published sets are shorter."""
+
 NEED_CHAIN = ("oracle", "lazy_oracle", "shy_oracle", "shyest_oracle")
 """The scripts that play only questions with a gold chain."""
 
@@ -304,6 +323,7 @@ class ScriptedAgent:
         self.dialect = get_dialect(dialect)
         self.max_turns = max_turns
         self.writer = writer
+        self.warned_of_cut = False
 
     @classmethod
     def for_env(cls, script: str | Script, env: Any, writer: Writer | None = None) -> ScriptedAgent:
@@ -336,6 +356,7 @@ class ScriptedSession(Session):
             self._correspondence = Correspondence(agent.writer)
         self._asking: set[int] = set()
         self._replies: dict[int, list[Reply]] = {}
+        self._questions: dict[int, str] = {}
         self._written: list[tuple[int, Segment]] = []
 
     def submit(self, rows: Sequence[int], contexts: Sequence[IntArray], infos: Sequence[Info]) -> None:
@@ -360,24 +381,25 @@ class ScriptedSession(Session):
     def usage(self, row: int) -> Mapping[str, float]:
         """How often a row's script asked, and the tokens of that; a count that a server does not tell is left out.
 
-        ``cut_tokens`` is there where documents did not fit into prompts.
+        ``failed_calls``: how many of these asks got no reply. ``cut_tokens`` and ``cut_characters`` are there where documents did not fit into prompts.
         """
         replies = self._replies.get(row, [])
         if self._agent.writer is None:
             return {}
-        counts = {"calls": float(len(replies))}
+        counts = {"calls": float(len(replies)), "failed_calls": float(sum(reply.failed for reply in replies))}
         for name in ("prompt_tokens", "generated_tokens"):
             values: list[int | None] = [getattr(reply, name) for reply in replies]
             if None not in values:
                 counts[name] = float(sum(value or 0 for value in values))
-        cut = sum(reply.cut_tokens for reply in replies)
-        return counts | ({"cut_tokens": float(cut)} if cut else {})
+        cuts = {"cut_tokens": sum(reply.cut_tokens for reply in replies), "cut_characters": sum(reply.cut_characters for reply in replies)}
+        return counts | {name: float(cut) for name, cut in cuts.items() if cut}
 
     def release(self, rows: Sequence[int]) -> None:
         """Forget the scripts of these rows."""
         for row in rows:
-            for kept in (self._running, self._replies):
-                kept.pop(row, None)
+            self._running.pop(row, None)
+            self._replies.pop(row, None)
+            self._questions.pop(row, None)
             self._thinking.discard(row)
             self._asking.discard(row)
         if self._correspondence is not None:
@@ -394,6 +416,7 @@ class ScriptedSession(Session):
         )
         self._running[row] = agent.script(task)
         self._replies[row] = []
+        self._questions[row] = question.question
         if thinking:
             self._thinking.add(row)
 
@@ -406,6 +429,13 @@ class ScriptedSession(Session):
         if isinstance(said, Ask):
             self._ask(row, said)
             return
+        if isinstance(said, _Complete) and said.cut and not self._agent.warned_of_cut:
+            self._agent.warned_of_cut = True
+            logger.warning(
+                "A %s was longer than a segment of %d tokens (env.max_segment_tokens) and was cut. This is said once.",
+                {"search": "query"}.get(said.cut, said.cut),
+                self._sampling.max_new_tokens,
+            )
         ids = [tokenizer.eos_id] if said is None else tokenizer.encode(self._after_prompt(row, said))
         self._written.append((row, Segment(np.array(ids[: self._sampling.max_new_tokens], dtype=np.int32))))
 
@@ -425,6 +455,7 @@ class ScriptedSession(Session):
                 "This script asks a language model, and it was given none. Make the agent with writer=Writer(model, tokenizer)."
             )
         self._asking.add(row)
+        ask = replace(ask, spare=bool(self._replies[row]) or len(self._questions[row]) > LONG_QUESTION)
         self._correspondence.submit([row], [ask], [ask_seed(self._seeds[row], len(self._replies[row]))])
 
 

@@ -13,8 +13,12 @@ A last message of the assistant's is continued: as ids and text it follows the r
 SGLang), and others refuse it.
 
 A prompt longer than :attr:`Ask.max_prompt_tokens`, or than the model's positions less the reply, loses text of :attr:`Ask.documents`, and of nothing
-else; one that is still too long is a :class:`PromptTooLong`. A reply has at most half of the positions. That needs the model's tokenizer and, for
-positions, the model in this process: otherwise the server decides, and refuses.
+else; one that is still too long is a :class:`PromptTooLong`. A reply gets what the positions leave behind the prompt, and for at least a quarter of them, or
+what was asked for, prompts make room. That needs the model's tokenizer and, for positions, the model in this process.
+
+Otherwise the server decides. Where it refuses an ask (status 400, 413, 422), a tiny ask of the same form is sent: if that is refused too, the fault is not
+this ask's, and the error is raised. Else the documents are halved a few times. What is refused even without them gets an empty reply, as does a prompt that is
+too long where :attr:`Ask.spare` allows it: one question must not end a run. Such replies are ``failed``; too many in a row are an error.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,14 +34,20 @@ import numpy as np
 from searchqa_agents.language_model import IntArray, LanguageModel, Sampling, Segment
 from searchqa_agents.scripted import Ask, Message, Reply
 from searchqa_envs.dialects import neutralise
-from searchqa_envs.errors import ConfigurationError
+from searchqa_envs.errors import ConfigurationError, SearchQAError
 from searchqa_envs.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from searchqa_agents.completion_protocols import Written
-    from searchqa_agents.completion_server import CompletionServerLM
+    from searchqa_agents.completion_server import CompletionServerLM, RequestRefused
 
 logger = logging.getLogger(__name__)
+
+
+HALVINGS = 5
+"""How often documents are halved for a server that refuses an ask, before they are left out."""
+MOST_FAILED = 20
+"""Of so many asks of one form in a row none got a reply: then it is not one question's fault."""
 
 
 class PromptTooLong(ConfigurationError):
@@ -75,6 +86,7 @@ class Writer:
             self.server = model
         self._own = Sampling(1, (), temperature, top_p, top_k)
         self._warned: set[str] = set()
+        self._failed: dict[Any, int] = {}  # by form: how many asks in a row got no reply
         self._control = _control_tokens(tokenizer)
         config = getattr(getattr(model, "model", None), "config", None)
         self._most_positions: int | None = getattr(config, "max_position_embeddings", None)
@@ -92,25 +104,30 @@ class Writer:
         Raises
         ------
         PromptTooLong
-            See the module.
+            See the module; for asks without ``spare``, and where too many in a row are too long.
         ServerUnavailable, ServerAnswerError
             As :class:`~searchqa_agents.completion_server.CompletionServerLM` does.
         """
         if self.server is not None:
             return self._served(asks, seeds)
         replies: dict[int, Reply] = {}
-        batches: dict[Sampling, list[int]] = {}
+        batches: dict[Sampling, list[tuple[int, IntArray, int]]] = {}
         for place, ask in enumerate(asks):
-            batches.setdefault(self._sampling(ask), []).append(place)
-        for sampling, places in batches.items():
-            prompts = [self._encoded(asks[place]) for place in places]
-            session = self.model.start([seeds[place] for place in places], sampling)
-            rows = range(len(places))
             try:
-                segments = session.generate(rows, [ids for ids, _ in prompts], [{}] * len(places))
+                ids, cut = self._encoded(ask)
+            except PromptTooLong as error:
+                replies[place] = self.without_reply(ask, error)
+            else:
+                self.replied(ask)
+                batches.setdefault(self._sampling(ask, len(ids)), []).append((place, ids, cut))
+        for sampling, batch in batches.items():
+            session = self.model.start([seeds[place] for place, _, _ in batch], sampling)
+            rows = range(len(batch))
+            try:
+                segments = session.generate(rows, [ids for _, ids, _ in batch], [{}] * len(batch))
             finally:  # a session may hold connections and memory
                 session.release(rows)
-            for place, (ids, cut), segment in zip(places, prompts, segments, strict=True):
+            for (place, ids, cut), segment in zip(batch, segments, strict=True):
                 replies[place] = self._reply(segment, sampling, len(ids), cut)
         return [replies[place] for place in range(len(asks))]
 
@@ -118,11 +135,13 @@ class Writer:
         """One ask on its way to a server: what it answers, and how a reply is made of that."""
         from searchqa_agents.completion_protocols import Prompt
 
-        sampling, eos_id, pad_id = self._sampling(ask), self.tokenizer.eos_id, self.tokenizer.pad_id
+        eos_id, pad_id = self.tokenizer.eos_id, self.tokenizer.pad_id
         if server.returns_ids:
             ids, cut = self._encoded(ask)
+            sampling = self._sampling(ask, len(ids))
             prompt = Prompt(ids.tolist(), eos_id, pad_id)
             return server.ask(prompt, sampling, seed), lambda segment: self._reply(segment, sampling, len(ids), cut)
+        sampling = self._sampling(ask)
         if sampling.top_k:
             self._warn("top_k", f"OpenAI-compatible servers know no top_k: {sampling.top_k} is left out.")
         prompt = Prompt(self._content(server, ask), eos_id, pad_id)
@@ -139,18 +158,48 @@ class Writer:
             correspondence.release(numbers)
         return [replies[number] for number in numbers]
 
-    def _sampling(self, ask: Ask) -> Sampling:
+    def without_reply(self, ask: Ask, error: SearchQAError) -> Reply:
+        """The empty reply to an ask that cannot be sent; raises ``error`` where the ask itself is not at fault."""
+        if isinstance(error, PromptTooLong) and not ask.spare:
+            raise error
+        form = _form(ask)
+        if self._failed.get(form, 0) >= MOST_FAILED:  # stays there: the error comes again
+            raise type(error)(
+                f"{error} That made {MOST_FAILED} asks of this form in a row without a reply, so the fault is not one question's."
+            ) from error
+        self._failed[form] = self._failed.get(form, 0) + 1
+        self._warn("failed", f"A reply is left empty, and counted in failed_calls. The reason was: {error}")
+        return Reply("", None, False, 0, 0, failed=True)
+
+    def warn_of_cut(self, characters: int, refusal: SearchQAError) -> None:
+        """A server refused a prompt, which goes out again with less of its documents."""
+        self._warn(
+            "halved", f"A prompt with {characters} characters of documents was refused, so that they were cut. The reason was: {refusal}"
+        )
+
+    def replied(self, ask: Ask) -> None:
+        """An ask of this form got a reply."""
+        self._failed.pop(_form(ask), None)
+
+    def _sampling(self, ask: Ask, prompt_tokens: int | None = None) -> Sampling:
         own = self._own
         temperature = own.temperature if ask.temperature is None else ask.temperature
         top_p, top_k = own.top_p if ask.top_p is None else ask.top_p, own.top_k if ask.top_k is None else ask.top_k
-        return Sampling(self._longest_reply(ask), ask.stop, temperature, top_p, top_k)
+        return Sampling(self._longest_reply(ask, prompt_tokens), ask.stop, temperature, top_p, top_k)
 
-    def _longest_reply(self, ask: Ask) -> int:
-        if self._most_positions is None or ask.max_tokens <= self._most_positions // 2:
+    def _least_reply(self, ask: Ask) -> int:
+        """For so many tokens of reply prompts make room."""
+        return ask.max_tokens if self._most_positions is None else min(ask.max_tokens, max(1, self._most_positions // 4))
+
+    def _longest_reply(self, ask: Ask, prompt_tokens: int | None) -> int:
+        if self._most_positions is None or prompt_tokens is None or ask.max_tokens <= self._most_positions - prompt_tokens:
             return ask.max_tokens
-        half = self._most_positions // 2
-        self._warn("reply", f"Replies of {ask.max_tokens} tokens are cut at {half}, half of the model's {self._most_positions} positions.")
-        return half
+        self._warn(
+            "reply",
+            f"Replies of {ask.max_tokens} tokens are cut at what the model's {self._most_positions} positions leave behind the prompt.",
+        )
+        step = max(1, self._most_positions // 16)  # in steps, so that prompts of different lengths still make a batch
+        return max(self._least_reply(ask), (self._most_positions - prompt_tokens) // step * step)
 
     def _warn(self, about: str, text: str) -> None:
         if about not in self._warned:
@@ -161,7 +210,7 @@ class Writer:
 
     def _encoded(self, ask: Ask) -> tuple[IntArray, int]:
         """The prompt's ids, and how many tokens of documents did not fit."""
-        reply = self._longest_reply(ask)
+        reply = self._least_reply(ask)
         limits = [ask.max_prompt_tokens, None if self._most_positions is None else self._most_positions - reply]
         limit = min([given for given in limits if given is not None], default=None)
         messages = ask.messages
@@ -182,7 +231,7 @@ class Writer:
         if limit is not None and len(ids) > limit:
             raise PromptTooLong(
                 f"A prompt must have at most {limit} tokens here, beside the {reply} of the reply; got {len(ids)} without its documents. "
-                "Choose a model with more positions, or lower the length of the reply."
+                "Choose a model with more positions, or lower agent.options.max_tokens; where the baseline has agent.options.max_prompt_tokens, raise that."
             )
         if len(ids) < whole:
             self._warn("documents", f"A prompt of {whole} tokens was longer than {limit}: documents in it were cut.")
@@ -228,7 +277,24 @@ class Writer:
         text, stop = _before_stop(written.text.encode("utf-8", "replace"), sampling.stop)
         if stop is None and written.stop in sampling.stop:
             stop = written.stop
-        return Reply(text.decode(), stop, stop is not None or written.ended, written.prompt_tokens, written.generated_tokens)
+        known = stop is not None or not written.ended or written.tells_stop
+        finished = stop is not None or written.ended
+        return Reply(text.decode(), stop, finished, written.prompt_tokens, written.generated_tokens, stop_known=known)
+
+
+@dataclass
+class _Sent:
+    """An ask on its way to a server."""
+
+    number: int
+    ask: Ask
+    seed: int
+    read: Callable[[Any], Reply] | None = None
+    halvings: int = 0
+    refusal: RequestRefused | None = None
+    """with which the server refused the ask as it was"""
+    probe: bool = False
+    """whether what is on its way is a tiny ask of the same form, which tells whose fault that was"""
 
 
 class Correspondence:
@@ -242,7 +308,8 @@ class Correspondence:
         self._writer = writer
         self._server = writer.server if isinstance(writer, Writer) else None  # another object with ``write`` does as well
         self._asked: dict[int, tuple[Ask, int]] = {}
-        self._sent: dict[Future[Any], tuple[int, Ask, Callable[[Any], Reply]]] = {}
+        self._sent: dict[Future[Any], _Sent] = {}
+        self._ready: list[tuple[int, Reply]] = []
 
     def submit(self, numbers: Sequence[int], asks: Sequence[Ask], seeds: Sequence[int]) -> None:
         """Ask for replies. A number has one ask under way at a time; see :meth:`Writer.write` for the rest."""
@@ -250,21 +317,20 @@ class Correspondence:
             if self._server is None:
                 self._asked[number] = ask, seed
             else:
-                future, made = self._writer.send(self._server, ask, seed)
-                self._sent[future] = number, ask, made
+                self._send(_Sent(number, ask, seed), ask)
 
     def collect(self) -> list[tuple[int, Reply]]:
         """Wait until some of the replies are there; these, each with its number. Empty only if none was asked for.
 
         After an error everything is as it was before; a server's error comes again.
         """
-        if self._sent:
+        while self._sent and not self._ready:
             done, _ = wait(self._sent, return_when=FIRST_COMPLETED)
-            asked = [(future, *self._sent[future]) for future in done]
-            replies = [(number, made(_result(future, ask))) for future, number, ask, made in asked]
             for future in done:
-                del self._sent[future]
-            return replies
+                self._receive(future)
+        if self._ready:
+            ready, self._ready = self._ready, []
+            return ready
         asks, seeds = [ask for ask, _ in self._asked.values()], [seed for _, seed in self._asked.values()]
         replies = list(zip(self._asked, self._writer.write(asks, seeds), strict=True))
         self._asked.clear()
@@ -274,9 +340,91 @@ class Correspondence:
         """Drop what is under way for these numbers."""
         for number in numbers:
             self._asked.pop(number, None)
-        for future in [future for future, (number, *_) in self._sent.items() if number in numbers]:
+        self._ready = [(number, reply) for number, reply in self._ready if number not in numbers]
+        for future in [future for future, sent in self._sent.items() if sent.number in numbers]:
             future.cancel()
             del self._sent[future]
+
+    def _send(self, sent: _Sent, ask: Ask) -> None:
+        """Send ``ask``, which is that of ``sent``, the same with shorter documents, or a tiny one."""
+        assert self._server is not None
+        try:
+            future, sent.read = self._writer.send(self._server, ask, sent.seed)
+        except PromptTooLong as error:
+            self._ready.append((sent.number, self._writer.without_reply(sent.ask, error)))
+        else:
+            self._sent[future] = sent
+
+    def _receive(self, future: Future[Any]) -> None:
+        """Take what a server answered, or send what follows from its refusal. If it raises, the answer is still there."""
+        from searchqa_agents.completion_server import RequestRefused
+
+        sent, writer = self._sent[future], self._writer
+        try:
+            answer = _result(future, sent.ask)
+        except RequestRefused as error:
+            if sent.probe:
+                assert sent.refusal is not None
+                raise sent.refusal from error
+            if sent.refusal is None:
+                following, ask = replace(sent, refusal=error, probe=True), _tiny(sent.ask)
+            else:
+                self._shortened(future, sent)
+                return
+        else:
+            if sent.probe:
+                self._shortened(future, sent)
+                return
+            cut = _document_characters(sent.ask) - _kept_characters(sent) if sent.halvings else 0
+            assert sent.read is not None
+            self._ready.append((sent.number, sent.read(answer)._replace(cut_characters=cut)))
+            writer.replied(sent.ask)
+            del self._sent[future]
+            return
+        self._send(following, ask)
+        del self._sent[future]
+
+    def _shortened(self, future: Future[Any], sent: _Sent) -> None:
+        """Send an ask with half of its documents; once nothing is left of them the reply is empty."""
+        assert sent.refusal is not None
+        if _kept_characters(sent):
+            following = replace(sent, halvings=sent.halvings + 1, probe=False)
+            kept = _kept_characters(following)
+            self._writer.warn_of_cut(_document_characters(sent.ask), sent.refusal)
+            self._send(following, _with_documents(sent.ask, kept))
+        else:
+            self._ready.append((sent.number, self._writer.without_reply(sent.ask, sent.refusal)))
+        del self._sent[future]
+
+
+def _form(ask: Ask) -> tuple[object, ...]:
+    """What asks that a model or server takes in the same way have in common."""
+    return tuple(role for role, _ in ask.messages), ask.stop, ask.plain, ask.max_tokens
+
+
+def _tiny(ask: Ask) -> Ask:
+    """An ask of the same form that cannot be too long, and says nothing that could be refused."""
+    return replace(ask, messages=tuple((role, "Hello.") for role, _ in ask.messages), documents=())
+
+
+def _document_characters(ask: Ask) -> int:
+    return sum(map(len, ask.documents))
+
+
+def _kept_characters(sent: _Sent) -> int:
+    """How much of the documents goes out after so many halvings; nothing after the last."""
+    return 0 if sent.halvings > HALVINGS else _document_characters(sent.ask) >> sent.halvings
+
+
+def _with_documents(ask: Ask, kept: int) -> Ask:
+    """The ask with so many characters of its documents; the first ones are shortened first."""
+    messages, documents, surplus = ask.messages, [], _document_characters(ask) - kept
+    for document in ask.documents:
+        beginning = document[: max(0, len(document) - surplus)]
+        surplus -= len(document) - len(beginning)
+        messages = _with(messages, document, beginning)
+        documents += [beginning] * bool(beginning)
+    return replace(ask, messages=messages, documents=tuple(documents))
 
 
 def _result(future: Future[Any], ask: Ask) -> Any:
@@ -290,7 +438,7 @@ def _result(future: Future[Any], ask: Ask) -> Any:
         going_on = (
             " The reply was to go on with a beginning, which protocol completions, vLLM and SGLang can." if _begun(ask.messages) else ""
         )
-        raise ServerAnswerError(
+        raise type(error)(
             f"{error} A baseline asked for this, with {size} characters and at most {ask.max_tokens} tokens of reply; where that is too long for the server, "
             f"lower env.top_k or the baseline's options.{going_on}"
         ) from error

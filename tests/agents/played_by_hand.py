@@ -33,6 +33,6 @@ def played(script, replies, found=(), *, max_turns=11, set_name=""):
     return asks, segments
 
 
-def says(text, stop=None, finished=True):
+def says(text, stop=None, finished=True, stop_known=True):
     """A reply."""
-    return Reply(text, stop, finished)
+    return Reply(text, stop, finished, stop_known=stop_known)

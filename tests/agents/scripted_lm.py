@@ -58,11 +58,12 @@ class _Session(Session):
 
 
 @contextmanager
-def serving_lm(answer, *, names_stop=True, usage=True, tokenizer=None):
+def serving_lm(answer, *, names_stop=True, usage=True, tokenizer=None, refuses=lambda body: None):
     """An OpenAI-compatible server of ``/v1/chat/completions`` and ``/v1/completions``; yields its address and the list of request bodies.
 
     ``answer(prompt)`` is given the text of the last message of the user's with that of the assistant's behind it, or the prompt. Words are its tokens.
-    With a ``tokenizer`` it also takes prompts of ids, as vLLM does.
+    Where it gives a tuple, that is the content and the reason for its end. With a ``tokenizer`` it also takes prompts of ids, as vLLM does.
+    ``refuses(body)`` is the status and text of a refusal, or None.
     """
     bodies = []
 
@@ -72,6 +73,10 @@ def serving_lm(answer, *, names_stop=True, usage=True, tokenizer=None):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             bodies.append(body)
+            refusal = refuses(body)
+            if refusal is not None:
+                self.send({"error": refusal[1]}, refusal[0])
+                return
             chat = self.path == "/v1/chat/completions"
             prompt = body.get("prompt")
             if chat:
@@ -80,7 +85,9 @@ def serving_lm(answer, *, names_stop=True, usage=True, tokenizer=None):
             if isinstance(prompt, list):
                 self.send(self.with_ids(prompt, body))
                 return
-            text, reason, stop = answer(prompt), "stop", None
+            given = answer(prompt)
+            content, reason = given if isinstance(given, tuple) else (given, "stop")
+            text, stop = content or "", None
             found = [(text.index(given), given) for given in body.get("stop", []) if given in text]
             if found:
                 end, stop = min(found)
@@ -89,6 +96,7 @@ def serving_lm(answer, *, names_stop=True, usage=True, tokenizer=None):
             if len(words) > body["max_tokens"]:
                 text, reason, stop = " ".join(words[: body["max_tokens"]]), "length", None
             choice = {"index": 0, "finish_reason": reason}
+            text = None if content is None else text
             choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             choice |= {"stop_reason": stop} if names_stop else {}
             content = {"id": "1", "choices": [choice]}
@@ -105,9 +113,9 @@ def serving_lm(answer, *, names_stop=True, usage=True, tokenizer=None):
             choice |= {"stop_reason": stop, "logprobs": {"token_logprobs": [-1.0] * len(ids)}, "prompt_token_ids": prompt}
             return {"id": "1", "choices": [choice]}
 
-        def send(self, content):
+        def send(self, content, status=200):
             sent = json.dumps(content).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(sent)))
             self.end_headers()
             self.wfile.write(sent)

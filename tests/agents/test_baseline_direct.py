@@ -194,7 +194,9 @@ def test_a_long_prompt_loses_the_last_passage_first_and_never_the_question(scrip
         (Reply("x <answer>b</answer> <answer>c", "</answer>", True), "x <answer>b</answer>", "c"),
         (Reply("no tag at all", None, True), "no tag at all", ""),
         (Reply("cut <answer>in the midst", None, False), "cut <answer>in the midst", ""),
-        (Reply("<answer>b", None, True), "", "b"),  # a server that names no stop string
+        (Reply("<answer>b", None, True), "<answer>b", ""),  # ended without closing it
+        (Reply("<answer>b", None, True, stop_known=False), "", "b"),  # a server that names no stop string
+        (Reply("cut <answer>in the midst", None, False, stop_known=False), "cut <answer>in the midst", ""),
     ],
 )
 def test_how_search_r1s_reply_is_read(reply, thought, answer):

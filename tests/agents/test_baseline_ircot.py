@@ -76,7 +76,7 @@ class Play:
 
         baseline = get_baseline(method)
         config = baseline.configured(options or {})
-        given_arguments = {"max_turns": baseline.turns(config), "max_context_tokens": 200_000, "top_k": 20} | arguments
+        given_arguments = {"max_turns": baseline.turns(config, "hotpotqa"), "max_context_tokens": 200_000, "top_k": 20} | arguments
         venv = gym.make_vec(
             "SearchQA-HotpotQA-v0",
             num_envs=1, autoreset_mode="DISABLED", data_dir=data, split="all", retriever=from_function(search), dialect=dialect, **given_arguments,
@@ -496,7 +496,7 @@ def test_an_option_that_cannot_be_is_an_error_before_anything_is_played():
 def test_the_turns_a_baseline_needs_are_its_searches_and_the_answer():
     for method, options, turns in (("ircot", {}, 11), ("ircot", {"max_sentences": 4}, 5), ("ircot_flashrag", {"max_iter": 5}, 6)):
         baseline = get_baseline(method)
-        assert baseline.turns(baseline.configured(options)) == turns
+        assert baseline.turns(baseline.configured(options), "hotpotqa") == turns
 
 
 @pytest.mark.parametrize("method", ["ircot", "ircot_flashrag"])

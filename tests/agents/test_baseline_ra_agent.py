@@ -33,7 +33,7 @@ from searchqa_agents.baselines.search_o1 import BEGIN_QUERY, BEGIN_RESULT, END_Q
 from searchqa_agents.completion_server import CompletionServerLM
 from searchqa_agents.rollout import rollout
 from searchqa_agents.scripted import ScriptedAgent
-from searchqa_agents.writer import PromptTooLong, Writer
+from searchqa_agents.writer import Writer
 from searchqa_envs.dialects import SEARCH_R1
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers import ByteTokenizer
@@ -207,7 +207,7 @@ def test_backoff_asks_once_more():
 
 
 def test_a_reply_asks_for_one_thing_even_where_the_server_does_not_tell_what_stopped_it():
-    both = says(f"{BEGIN_QUERY}a {BEGIN_URL}wiki/Warsaw")
+    both = says(f"{BEGIN_QUERY}a {BEGIN_URL}wiki/Warsaw", stop_known=False)
     begun, segments = play(RaAgentConfig(), [both, both, says("")], [[WARSAW]])
     assert segments[0] == f"<search>a {BEGIN_URL}wiki/Warsaw</search>"
     assert inserted(begun)[1] == "", "a repeated query, and no page"
@@ -286,8 +286,8 @@ def test_the_configuration_file_gives_every_option_its_published_value():
 
 def test_it_needs_a_turn_for_each_search_and_one_for_the_answer():
     baseline = get_baseline("ra_agent")
-    assert baseline.turns(baseline.configured({})) == 6
-    assert baseline.turns(baseline.configured({"max_searches": 2})) == 3
+    assert baseline.turns(baseline.configured({}), "hotpotqa") == 6
+    assert baseline.turns(baseline.configured({"max_searches": 2}), "hotpotqa") == 3
 
 
 # -- in the environment ------------------------------------------------------------------------------------------------------------------
@@ -374,14 +374,14 @@ def test_what_does_not_fit_into_the_models_positions_is_cut_and_the_episode_goes
     assert f"Question:\n{trajectory.question}\n" in lm.prompts[-1]
 
 
-def test_a_request_that_does_not_fit_by_itself_is_an_error_that_names_the_way_out(small_data, scripted_lm):
+def test_a_request_that_does_not_fit_by_itself_costs_a_reply_and_not_the_run(small_data, scripted_lm):
     venv = environment(small_data, top_k=6)
-    query = f"{BEGIN_QUERY}{'Marie Curie ' * 150}{END_QUERY}"
+    query = f"{BEGIN_QUERY}{'Marie Curie ' * 100}{END_QUERY}"
     lm = scripted_lm.ScriptedLM(venv.unwrapped.tokenizer, in_order(f"{BEGIN_QUERY}Warsaw{END_QUERY}", query, ""))
-    lm.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=6000))
-    agent = ScriptedAgent.for_env(ra_agent(RaAgentConfig(max_tokens=2000, max_searches=1)), venv, Writer(lm, venv.unwrapped.tokenizer))
-    with pytest.raises(PromptTooLong, match="lower the length of the reply"):
-        rollout(venv, agent, ["q1"])
+    lm.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=5300))
+    agent = ScriptedAgent.for_env(ra_agent(RaAgentConfig(max_tokens=1300, max_searches=1)), venv, Writer(lm, venv.unwrapped.tokenizer))
+    [trajectory] = rollout(venv, agent, ["q1"])
+    assert (trajectory.answer, trajectory.usage["failed_calls"]) == ("", 1)
 
 
 @pytest.mark.data

@@ -36,7 +36,7 @@ from searchqa_agents.baselines.search_o1 import (
 from searchqa_agents.completion_server import CompletionServerLM
 from searchqa_agents.rollout import rollout
 from searchqa_agents.scripted import ScriptedAgent
-from searchqa_agents.writer import PromptTooLong, Writer
+from searchqa_agents.writer import Writer
 from searchqa_envs.dialects import SEARCH_R1
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers import ByteTokenizer
@@ -371,9 +371,10 @@ def test_snippets_and_contexts_are_parts_of_the_page(page, query, length):
         (says("no tag", END_QUERY), ""),
         (says(f"{BEGIN_QUERY}q", "another stop"), ""),
         (says(f"{BEGIN_QUERY}q", finished=False), ""),  # cut short
-        (says(f"{BEGIN_QUERY}q"), "q"),  # a server that does not tell what stopped it
-        (says(f"{BEGIN_QUERY} is for searches.\nI need none."), ""),
-        (says(rf"{BEGIN_QUERY} is not needed: \boxed{{x}}"), ""),
+        (says(f"{BEGIN_QUERY}q"), ""),  # the sequence ended
+        (says(f"{BEGIN_QUERY}q", stop_known=False), "q"),  # a server that does not tell what stopped it
+        (says(f"{BEGIN_QUERY} is for searches.\nI need none.", stop_known=False), ""),
+        (says(rf"{BEGIN_QUERY} is not needed: \boxed{{x}}", stop_known=False), ""),
     ],
 )
 def test_queries(reply, query):
@@ -397,9 +398,9 @@ def test_the_configuration_file_gives_every_option_its_published_value():
 
 def test_it_needs_a_turn_for_each_search_and_one_for_the_answer():
     baseline = get_baseline("search_o1")
-    assert baseline.turns(baseline.configured({})) == 11
-    assert baseline.turns(baseline.configured({"hops": "single"})) == 6
-    assert baseline.turns(baseline.configured({"max_searches": 2})) == 3
+    assert baseline.turns(baseline.configured({}), "hotpotqa") == 11
+    assert baseline.turns(baseline.configured({"hops": "single"}), "hotpotqa") == 6
+    assert baseline.turns(baseline.configured({"max_searches": 2}), "hotpotqa") == 3
 
 
 # -- in the environment ------------------------------------------------------------------------------------------------------------------
@@ -476,10 +477,10 @@ def test_a_chat_server_goes_on_with_the_reply(small_data, scripted_lm, names_sto
     assert bodies[0]["stop"] == [END_QUERY]
 
 
-@pytest.mark.parametrize("positions", [5000, 5500])
+@pytest.mark.parametrize("positions", [4000, 4500])
 def test_what_does_not_fit_into_the_models_positions_is_cut_and_the_episode_goes_on(small_data, scripted_lm, positions):
     venv = environment(small_data, top_k=6)
-    thought = "I think about it. " * 90
+    thought = "I think about it. " * 50
     lm = scripted_lm.ScriptedLM(
         venv.unwrapped.tokenizer,
         in_order(
@@ -492,24 +493,34 @@ def test_what_does_not_fit_into_the_models_positions_is_cut_and_the_episode_goes
         ),
     )
     lm.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
+    # replies of 2000 are wanted, and prompts are cut for a quarter of the positions
     agent = ScriptedAgent.for_env(search_o1(SearchO1Config(max_tokens=2000)), venv, Writer(lm, venv.unwrapped.tokenizer))
     [trajectory] = rollout(venv, agent, ["q1"])
     assert trajectory.answer == "Vistula"
     assert trajectory.usage["cut_tokens"] > 0
-    assert max(map(len, lm.prompts)) <= positions - 2000
+    assert trajectory.usage["failed_calls"] == 0
+    assert max(map(len, lm.prompts)) <= positions * 3 // 4
     assert lm.prompts[-1].endswith(f"{BEGIN_QUERY}Warsaw{END_QUERY}\n\n{BEGIN_RESULT}On the Vistula.{END_RESULT}\n\n")
     assert "Question:\nOn which river lies" in lm.prompts[-1]
 
 
-def test_a_query_that_does_not_fit_by_itself_is_an_error_that_names_the_way_out(small_data, scripted_lm):
+def test_pages_that_do_not_fit_are_cut_from_the_last_one_on_and_then_the_steps():
+    pages = [Passage(str(i), f"T{i}", f"Page {i}. " + "word " * 80) for i in range(3)]
+    replies = [says(f"{'I think about it. ' * 20}{BEGIN_QUERY}word", END_QUERY), says("**Final Information** x"), says(r"\boxed{y}")]
+    asks, _ = hand.played(search_o1(SearchO1Config()), replies, [pages], max_turns=6)
+    documents = asks[1].documents
+    assert [next((i for i in range(3) if f"Page {i}." in document), "steps") for document in documents] == [2, 1, 0, "steps"]
+
+
+def test_a_query_that_does_not_fit_by_itself_costs_a_reply_and_not_the_run(small_data, scripted_lm):
     venv = environment(small_data)
     reading = f"**Final Information** {'Born in Warsaw. ' * 20}"
-    query = f"{BEGIN_QUERY}{'Marie Curie ' * 150}{END_QUERY}"
+    query = f"{BEGIN_QUERY}{'Marie Curie ' * 75}{END_QUERY}"
     lm = scripted_lm.ScriptedLM(venv.unwrapped.tokenizer, in_order(f"{BEGIN_QUERY}Warsaw{END_QUERY}", reading, query, ""))
-    lm.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=5000))
-    agent = ScriptedAgent.for_env(search_o1(SearchO1Config(max_tokens=2000, max_searches=1)), venv, Writer(lm, venv.unwrapped.tokenizer))
-    with pytest.raises(PromptTooLong, match="lower the length of the reply"):
-        rollout(venv, agent, ["q1"])
+    lm.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=3600))
+    agent = ScriptedAgent.for_env(search_o1(SearchO1Config(max_tokens=1000, max_searches=1)), venv, Writer(lm, venv.unwrapped.tokenizer))
+    [trajectory] = rollout(venv, agent, ["q1"])
+    assert (trajectory.answer, trajectory.usage["failed_calls"]) == ("", 1)
 
 
 @pytest.mark.data

@@ -38,7 +38,7 @@ def test_the_file_of_a_baseline_lists_its_options_with_their_defaults(name):
     assert found.name == name
     assert (written["kind"], written["method"]) == ("baseline", name)
     assert written["options"] == asdict(found.config())
-    assert found.turns(found.config()) >= 1
+    assert found.turns(found.config(), "nq") >= 1
 
 
 def test_help_lists_the_baselines(capsys):
@@ -160,7 +160,7 @@ def test_a_baseline_of_ones_own(line, tmp_path, monkeypatch, scripted_lm):
                 return script
 
 
-            BASELINES = (Baseline("keywords", "searches for keywords", Config, keywords, turns=lambda config: 2),)
+            BASELINES = (Baseline("keywords", "searches for keywords", Config, keywords, turns=lambda config, set_name: 2),)
             """
         )
     )

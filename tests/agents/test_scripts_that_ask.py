@@ -1,6 +1,7 @@
 """Scripts that ask a language model: their segments mean what they say whatever the text, and asks of all rows go out together."""
 
 import functools
+import logging
 import threading
 from dataclasses import replace
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 import searchqa_envs  # noqa: F401  # registers the ids
 from searchqa_agents.completion_server import CompletionServerLM
+from searchqa_agents.language_model import Sampling
 from searchqa_agents.rollout import episode_seed, rollout
 from searchqa_agents.scripted import Ask, ScriptedAgent, Task, ask_seed
-from searchqa_agents.writer import Writer
+from searchqa_agents.writer import PromptTooLong, Writer
 from searchqa_envs.dialects import DIALECTS, get_dialect
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers import ByteTokenizer, build_tokenizer
@@ -159,10 +161,65 @@ def test_usage_is_what_each_rows_asks_took(scripted_lm, small_data):
     lm = scripted_lm.ScriptedLM(BYTES, lambda prompt: f"{prompt}!")
     played = rollout(venv, ScriptedAgent.for_env(asks_and_searches, venv, Writer(lm, BYTES)), ["q1", "q2"])
     question = len("On which river lies the birthplace of Marie Curie?")
-    assert played[0].usage == {"calls": 3, "prompt_tokens": 3 * question + 3, "generated_tokens": 3 * question + 1 + 2 + 3 + 3}
+    generated = 3 * question + 1 + 2 + 3 + 3
+    assert played[0].usage == {"calls": 3, "failed_calls": 0, "prompt_tokens": 3 * question + 3, "generated_tokens": generated}
     assert played[1].usage["calls"] == 2
     [without] = rollout(venv, ScriptedAgent.for_env("search_once", venv), ["q1"])
     assert without.usage == {}
+
+
+def test_a_query_that_fills_the_model_costs_a_reply_and_not_the_run(scripted_lm, small_data):
+    def script(task):
+        first = yield Ask((("user", task.question.question),), 10_000, max_prompt_tokens=100)
+        second = yield Ask((("user", first.text),), 200, max_prompt_tokens=100)
+        yield task.segment("answer", second.text)
+
+    venv = made_venv(small_data)
+    lm = scripted_lm.ScriptedLM(BYTES, lambda prompt: "x" * 5000 if "Marie Curie" in prompt else "short")
+    played = rollout(venv, ScriptedAgent.for_env(script, venv, Writer(lm, BYTES)), ["q1", "q3"])
+    assert [trajectory.answer for trajectory in played] == ["", "short"]
+    assert [trajectory.usage["failed_calls"] for trajectory in played] == [1, 0]
+
+    def too_long_for_all(task):
+        yield Ask((("user", "x" * 101),), 10, max_prompt_tokens=100)
+
+    with pytest.raises(PromptTooLong):
+        rollout(venv, ScriptedAgent.for_env(too_long_for_all, venv, Writer(lm, BYTES)), ["q1"])
+
+
+def test_a_query_or_answer_that_is_cut_is_said_once_and_a_thought_is_not(scripted_lm, small_data, caplog):
+    def script(task):
+        yield task.segment("search", "where", thought="t" * 500)
+        yield task.segment("search", "w" * 500)
+        yield task.segment("answer", "a" * 500)
+
+    venv = made_venv(small_data, max_segment_tokens=40)
+    with caplog.at_level(logging.WARNING):
+        rollout(venv, ScriptedAgent.for_env(script, venv), ["q1", "q2", "q3", "q4"])
+    said = [record.getMessage() for record in caplog.records if "cut" in record.getMessage()]
+    assert said == ["A query was longer than a segment of 40 tokens (env.max_segment_tokens) and was cut. This is said once."]
+
+
+def test_released_rows_are_forgotten(scripted_lm, small_data):
+    def script(task):
+        reply = yield Ask((("user", task.question.question),), 200)
+        yield task.segment("answer", reply.text)
+
+    venv = made_venv(small_data)
+    lm = scripted_lm.ScriptedLM(BYTES, str.upper)
+    session = ScriptedAgent.for_env(script, venv, Writer(lm, BYTES)).start([1, 2, 3], Sampling(500, ()))
+    infos = [{"question_id": "q1"}, {"question_id": "q2"}, {"question_id": "q3"}]
+    session.submit([0, 1, 2], [np.array([1])] * 3, infos)
+    session.release([1])
+    assert sorted(row for row, _ in session.collect()) == [0, 2]
+    assert len(lm.prompts) == 2  # what was released is not asked for any more
+    assert session.usage(0)["calls"] == 1
+    session.submit([0], [np.array([1])], infos[:1])
+    session.release([0, 2])
+    assert session.collect() == []  # a segment that was written already went too
+    kept = [value for value in vars(session).values() if isinstance(value, (dict, set, list)) and value is not session._seeds]
+    assert kept
+    assert not any(kept)
 
 
 def test_seeds_are_a_function_of_the_episodes_seed_and_of_which_ask_it_is(scripted_lm, small_data):

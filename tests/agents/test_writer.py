@@ -4,17 +4,20 @@ import json
 import logging
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchqa_agents.completion_protocols import PROTOCOLS
 from searchqa_agents.completion_server import CompletionServerLM, ServerAnswerError
 from searchqa_agents.loading import shipped_checkpoint
 from searchqa_agents.policy import Policy
 from searchqa_agents.scripted import Ask, Reply
-from searchqa_agents.writer import Correspondence, PromptTooLong, Writer, as_text, sent_as
+from searchqa_agents.writer import MOST_FAILED, Correspondence, PromptTooLong, Writer, as_text, sent_as
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.tokenizers import ByteTokenizer, build_tokenizer
 from searchqa_envs.tokenizers.world import WorldTokenizer
@@ -34,7 +37,7 @@ def one(writer, ask, seed=0):
 @contextmanager
 def server_lm(scripted_lm, answer, protocol="chat", **arguments):
     """A writer on a real server over loopback, and what it was sent."""
-    options = {name: arguments.pop(name) for name in ("names_stop", "usage", "tokenizer") if name in arguments}
+    options = {name: arguments.pop(name) for name in ("names_stop", "usage", "tokenizer", "refuses") if name in arguments}
     with scripted_lm.serving_lm(answer, **options) as (url, bodies):
         lm = CompletionServerLM(url, options.get("tokenizer", BYTES), "search-r1", protocol=protocol, retries=0)
         try:
@@ -228,7 +231,7 @@ def test_the_positions_of_the_model_are_a_limit_too(caplog):
     assert reply.cut_tokens > 900
     assert "documents in it were cut" in caplog.text
     assert one(writer, user("what is Naru 's country ?\n", 5000, ("</search>", "</answer>"))).finished
-    assert "are cut at 2048, half of the model's 4096 positions" in caplog.text
+    assert "are cut at what the model's 4096 positions leave" in caplog.text
 
 
 # -- servers ---------------------------------------------------------------------------------------------------------------------------------
@@ -276,7 +279,7 @@ def test_id_servers_get_ids_and_the_reply_is_cut_here(scripted_lm):
 @pytest.mark.parametrize("protocol", ["chat", "completions"])
 def test_a_server_that_names_no_stop_string_and_counts_no_tokens(scripted_lm, protocol):
     with server_lm(scripted_lm, lambda prompt: "Paris. Next", protocol, names_stop=False, usage=False) as (writer, _):
-        assert one(writer, user("q", stop=(".",))) == Reply("Paris", None, True, None, None)
+        assert one(writer, user("q", stop=(".",))) == Reply("Paris", None, True, None, None, stop_known=False)
         assert one(writer, user("q", 1)) == Reply("Paris.", None, False, None, None)
 
 
@@ -303,7 +306,7 @@ def test_a_refusal_is_a_typed_error_and_the_other_asks_are_withdrawn():
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append(body)
-            if body["messages"][0]["content"] != "bad":
+            if body["messages"][0]["content"] == "good":
                 answered.wait(20)  # until the client has gone
             content = b'{"error": "no such model"}'
             self.send_response(400)
@@ -330,6 +333,115 @@ def test_a_refusal_is_a_typed_error_and_the_other_asks_are_withdrawn():
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def longer_than(limit, status=400, text="maximum context length"):
+    """Refuses prompts of more than so many characters."""
+
+    def refuses(body):
+        size = len(body["prompt"]) if "prompt" in body else sum(len(message["content"]) for message in body["messages"])
+        return (status, text) if size > limit else None
+
+    return refuses
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter", "stop"])
+@pytest.mark.parametrize("protocol", ["chat", "completions"])
+def test_a_server_that_says_null_has_written_nothing(scripted_lm, protocol, reason):
+    with server_lm(scripted_lm, lambda prompt: (None, reason), protocol) as (writer, _):
+        reply = one(writer, user("q"))
+    assert (reply.text, reply.finished, reply.failed) == ("", reason != "length", False)
+
+
+@pytest.mark.parametrize("protocol", ["chat", "completions", "vllm"])
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refused_ask_is_sent_again_with_half_of_its_documents(scripted_lm, caplog, protocol, status):
+    first, second = "1" * 300, "2" * 300
+    ask = Ask((("user", f"Read {first} and {second}."),), 10, documents=(second, first))
+    with server_lm(scripted_lm, str, protocol, tokenizer=BYTES, refuses=longer_than(200, status)) as (writer, bodies):
+        with caplog.at_level(logging.WARNING):
+            replies = writer.write([user("a"), ask], [0, 1])
+        sent = [body["messages"][0]["content"] if protocol == "chat" else body["prompt"] for body in bodies]
+    sent = {text if isinstance(text, str) else BYTES.decode(text) for text in sent}
+    assert [(reply.failed, reply.cut_characters) for reply in replies] == [(False, 0), (False, 450)]
+    kept = [f"Read {first} and .", f"Read {'1' * 150} and ."]  # 600, 300, 150
+    assert sent == {"a", ask.messages[0][1], "Hello.", *kept}
+    assert "600 characters of documents was refused" in caplog.text
+
+
+def test_an_ask_that_is_refused_without_documents_has_an_empty_reply_and_the_others_theirs(scripted_lm, caplog):
+    asks = [user("x" * 300 + "d" * 9, documents=("d" * 9,)), user("a"), user("x" * 300)]
+    with server_lm(scripted_lm, str.upper, refuses=longer_than(200)) as (writer, _), caplog.at_level(logging.WARNING):
+        long, short, other = writer.write(asks, [0, 1, 2])
+        assert one(writer, asks[0]) == long  # nothing depends on what else was asked
+    assert long == other == Reply("", None, False, 0, 0, failed=True)
+    assert short.text == "A"
+    assert caplog.text.count("left empty") == 1
+    assert "maximum context length" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "refuses",
+    [
+        lambda body: (400, "no such model"),  # all asks
+        lambda body: (404, "nothing here"),
+        lambda body: (401, "who are you?"),
+        lambda body: (400, "cannot continue") if body.get("continue_final_message") else None,  # all of this form
+        lambda body: (400, "max_tokens is too large") if body["max_tokens"] > 50 else None,
+    ],
+)
+def test_what_is_wrong_with_all_asks_of_a_form_is_an_error_also_after_others_worked(scripted_lm, refuses):
+    begun = Ask((("user", "q"), ("assistant", "It")), 100, documents=("q",))
+    with server_lm(scripted_lm, str.upper, refuses=refuses) as (writer, bodies):
+        with pytest.raises(ServerAnswerError):
+            writer.write([user("a", 10)], [0]) and writer.write([begun], [0])
+        assert len(bodies) <= 3  # at once
+
+
+def test_a_server_that_refuses_ask_after_ask_is_an_error(scripted_lm):
+    with server_lm(scripted_lm, str, refuses=longer_than(200)) as (writer, _):
+        for _ in range(MOST_FAILED):
+            assert one(writer, user("x" * 300)).failed
+        with pytest.raises(ServerAnswerError, match=f"{MOST_FAILED} asks of this form in a row"):
+            one(writer, user("x" * 300))
+        assert not one(writer, user("fine")).failed
+        assert one(writer, user("x" * 300)).failed
+
+
+def test_a_prompt_that_is_too_long_has_an_empty_reply_where_it_may(scripted_lm, caplog):
+    lm = scripted_lm.ScriptedLM(BYTES, str.upper)
+    writer = Writer(lm, BYTES)
+    long = user("x" * 50, max_prompt_tokens=20)
+    with pytest.raises(PromptTooLong, match=r"agent\.options\.max_tokens"):
+        writer.write([user("a"), long], [0, 1])
+    with caplog.at_level(logging.WARNING):
+        replies = writer.write([user("a"), replace(long, spare=True)], [0, 1])
+    assert [(reply.text, reply.failed) for reply in replies] == [("A", False), ("", True)]
+    assert "left empty" in caplog.text
+
+
+def test_a_reply_gets_what_the_prompt_leaves_and_documents_give_way_to_a_quarter(scripted_lm):
+    lm = scripted_lm.ScriptedLM(BYTES, lambda prompt: "y" * 5000)
+    lm.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1600))
+    writer = Writer(lm, BYTES)
+    assert one(writer, user("x" * 1000, 5000)).generated_tokens == 600
+    assert one(writer, user("x" * 1050, 5000)).generated_tokens == 500  # 550 in steps of a sixteenth
+    assert one(writer, user("x" * 1000, 20)).generated_tokens == 20
+    reply = one(writer, user("x" * 1000 + "d" * 400, 5000, documents=("d" * 400,)))
+    assert (reply.cut_tokens, reply.prompt_tokens, reply.generated_tokens) == (200, 1200, 400)
+    reply = one(writer, user("x" * 1000 + "d" * 400, 20, documents=("d" * 400,)))
+    assert (reply.cut_tokens, reply.prompt_tokens, reply.generated_tokens) == (0, 1400, 20)
+    with pytest.raises(PromptTooLong, match="at most 1200 tokens"):
+        one(writer, user("x" * 1201, 5000))
+
+
+def test_a_server_says_which_stop_string_it_was_or_that_it_was_none(scripted_lm):
+    with server_lm(scripted_lm, lambda prompt: "Paris") as (writer, _):
+        assert one(writer, user("q", stop=(".",))).stop_known
+    for content, stop, known in [("Paris", None, False), ({"matched_stop": "."}, ".", True), ({"matched_stop": 7}, None, True)]:
+        choice = {"message": {"content": "Paris"}, "finish_reason": "stop"} | (content if isinstance(content, dict) else {})
+        written = PROTOCOLS["chat"].read({"choices": [choice]}, None)
+        assert (written.stop, written.tells_stop) == (stop, known)
 
 
 def test_a_model_that_calls_tools_writes_no_text():

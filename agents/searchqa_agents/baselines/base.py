@@ -26,7 +26,10 @@ class Baseline(Generic[Config]):
     config: type[Config]
     """a frozen dataclass whose defaults are the published values"""
     make: Callable[[Config], Script]
-    turns: Callable[[Config], int]
+    turns: Callable[[Config, str], int]
+    """of a configuration and the name of the question's set"""
+    resolved: Callable[[Config, str], Config] = lambda config, set_name: config
+    """the configuration with what it leaves to the question's set said, for stamps: the same play has the same one"""
 
     def configured(self, options: Mapping[str, Any]) -> Config:
         """The configuration with ``options`` in place of defaults.

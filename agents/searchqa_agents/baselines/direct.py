@@ -85,7 +85,7 @@ def reasoned_answer(text: str) -> str:
             if depth == 0:
                 return _without_text_command(text[start:place])
     said = re.findall(r"answer is:?[ \t]*([^\n]*)", text, re.IGNORECASE)
-    return said[-1].strip(" \t*.\"'") if said else ""
+    return re.sub(r"\\(?:boxed|text)\s*{", "", said[-1]).strip(" \t*.\"'$") if said else ""  # a box that nothing closes
 
 
 def _without_text_command(answer: str) -> str:
@@ -158,15 +158,18 @@ def document_texts(passages: Sequence[Passage]) -> list[str]:
 
 
 def tagged_answer(reply: Reply) -> tuple[str, str]:
-    """Thought and answer of a reply that was stopped before ``</answer>``; the answer is empty where its tag is missing or the reply was cut."""
+    """Thought and answer of a reply that was stopped before ``</answer>``; the answer is empty where a tag is missing.
+
+    Where the server does not tell what ended the reply, an answer that was not cut is taken for closed.
+    """
     thought, tag, answer = reply.text.rpartition("<answer>")
-    if not tag or not reply.finished:
+    if not tag or (reply.stop is None and (reply.stop_known or not reply.finished)):
         thought, answer = reply.text, ""
     return thought.replace("<think>", "").replace("</think>", "").strip(), answer.strip()
 
 
 BASELINES = (
-    Baseline("direct", "the question alone, a short answer", DirectConfig, direct, turns=lambda config: 1),
-    Baseline("cot", "reasons step by step, then answers; no search", CoTConfig, cot, turns=lambda config: 1),
-    Baseline("rag", "one search for the question, the passages in the prompt", RAGConfig, rag, turns=lambda config: 2),
+    Baseline("direct", "the question alone, a short answer", DirectConfig, direct, turns=lambda config, set_name: 1),
+    Baseline("cot", "reasons step by step, then answers; no search", CoTConfig, cot, turns=lambda config, set_name: 1),
+    Baseline("rag", "one search for the question, the passages in the prompt", RAGConfig, rag, turns=lambda config, set_name: 2),
 )

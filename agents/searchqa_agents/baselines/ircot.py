@@ -238,14 +238,14 @@ BASELINES = (
         "one sentence of reasoning and one search in turn, then a separate reader",
         IRCoT,
         ircot,
-        turns=lambda config: config.max_sentences + 1,
+        turns=lambda config, set_name: config.max_sentences + 1,
     ),
     Baseline(
         "ircot_flashrag",
         "one thought and one search in turn, as in FlashRAG, without a reader",
         IRCoTFlashRAG,
         ircot_flashrag,
-        turns=lambda config: config.max_iter + 1,
+        turns=lambda config, set_name: config.max_iter + 1,
     ),
 )
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from searchqa_agents.baselines.base import Baseline
@@ -220,7 +220,8 @@ BASELINES = (
         summary="RA-Agent: searches and fetches pages in the midst of reasoning, which are inserted as they are",
         config=RaAgentConfig,
         make=ra_agent,
-        turns=lambda config: config.max_searches + 1,
+        turns=lambda config, set_name: config.max_searches + 1,
+        resolved=lambda config, set_name: replace(config, hops=hops_of(config.hops, set_name)),
     ),
 )
 

@@ -19,7 +19,7 @@ import json
 import re
 import string
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from searchqa_agents.baselines.base import Baseline
@@ -55,6 +55,8 @@ Remember:
 
 """
 """``get_singleqa_search_o1_instruction`` and ``get_multiqa_search_o1_instruction``, which differ in the example alone."""
+# The example of "multi" is a question of HotpotQA's dev set (5a80071f5542992bc0c4a684), that of "single" is one of NQ: how to take it apart and what to
+# search for stand in the prompt, the answer does not. Kept, since the text must be the published one.
 EXAMPLES: Mapping[str, str] = {
     "single": """Question: "Who got the first Nobel Prize in Physics?"
 Assistant thinking steps:
@@ -230,13 +232,20 @@ def search_o1(config: SearchO1Config) -> Script:
     return script
 
 
+def resolved(config: SearchO1Config, set_name: str) -> SearchO1Config:
+    """The configuration with the instruction and the most searches of a set."""
+    hops = hops_of(config.hops, set_name)
+    return replace(config, hops=hops, max_searches=config.searches(hops))
+
+
 BASELINES = (
     Baseline(
         name="search_o1",
         summary="Search-o1: searches in the midst of reasoning, and a call that reads what was found",
         config=SearchO1Config,
         make=search_o1,
-        turns=lambda config: config.searches(config.hops) + 1,
+        turns=lambda config, set_name: config.searches(hops_of(config.hops, set_name)) + 1,
+        resolved=resolved,
     ),
 )
 
@@ -285,7 +294,7 @@ def between(reply: Reply, begin: str, end: str) -> str:
     Some servers do not tell which stop string ended a reply. Then it ended with ``end`` if one line, without an answer, follows ``begin``.
     """
     text = reply.text.partition(begin)[2].strip()
-    ended = reply.stop == end or (reply.stop is None and reply.finished and "\n" not in text and r"\boxed{" not in text)
+    ended = reply.stop == end or (not reply.stop_known and reply.finished and "\n" not in text and r"\boxed{" not in text)
     return text if ended else ""
 
 
