@@ -10,8 +10,10 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from searchqa_agents.language_model import LanguageModel
+from searchqa_agents.measures import sampled_tokens
 from searchqa_agents.rollout import rollout
 from searchqa_agents.trajectory import Trajectory
+from searchqa_envs.scoring import is_unanswered
 
 RESAMPLES = 1000
 TOLD_THE_ANSWER = "The search engine was told the golden answers: these numbers measure no search. Measure with a real one."
@@ -26,8 +28,8 @@ class Evaluation:
     ----------
     metrics
         Means over the episodes whose search back end answered: ``reward, em, f1, searches, invalid_turns, title_recall_all, ...``, ``answered`` (share
-        that gave an answer), ``tokens`` (sampled per episode). A metric that a question does not define is averaged over the others. And the counts
-        ``questions, episodes, backend_errors``.
+        that gave an answer, not a blank one), ``tokens`` (sampled per episode; absent for scripts). A metric that a question does not define is averaged
+        over the others. And the counts ``questions, episodes, backend_errors``.
     intervals
         95 % interval of each mean: percentile bootstrap over questions (1,000 resamples), because samples of one question are not independent.
     groups
@@ -89,11 +91,12 @@ def summarise(trajectories: Sequence[Trajectory], group_values: Sequence[Any], g
 
 
 def _measures(trajectory: Trajectory) -> dict[str, float]:
+    tokens = sampled_tokens(trajectory)
     return {
         "reward": trajectory.reward,
         **trajectory.metrics,
-        "answered": float(trajectory.answer is not None),
-        "tokens": float(trajectory.loss_mask.sum()),
+        "answered": float(not is_unanswered(trajectory.answer)),
+        **({} if tokens is None else {"tokens": float(tokens)}),
     }
 
 

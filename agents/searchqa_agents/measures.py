@@ -13,6 +13,7 @@ from searchqa_envs.dialects import Dialect
 from searchqa_envs.errors import ConfigurationError
 from searchqa_envs.metrics import cover_em_squad, em_r1_searcher, f1_r1_searcher, sub_em_r1_searcher
 from searchqa_envs.questions import Question
+from searchqa_envs.scoring import is_unanswered
 
 SCHEMA_VERSION = 1
 """Of rows of scores."""
@@ -46,9 +47,9 @@ def score_row(set_name: str, sample: int, question: Question, trajectory: Trajec
         - those of :func:`searchqa_envs.metrics.episode_metrics`;
         - ``em_r1_searcher, f1_r1_searcher, sub_em_r1_searcher, cover_em_squad``: the same measures under the other normaliser;
         - ``reward, answered, turns``, and ``invalid_rate``: invalid turns by turns;
-        - ``forged_tags``: see :func:`forged_tags`; and ``forged``, 1 if there is any;
-        - ``tokens``: those that the policy sampled into the context;
-        - ``model_calls, prompt_tokens, generated_tokens``: all that a language model did for the episode, see :func:`model_use`.
+        - ``forged_tags``: see :func:`forged_tags`; and ``forged``, 1 if there is any; where a language model wrote the segments, since scripts defuse tags;
+        - ``tokens``: those that the policy sampled into the context, see :func:`sampled_tokens`;
+        - ``model_calls, prompt_tokens, generated_tokens``, and ``failed_calls``: all that a language model did for the episode, see :func:`model_use`.
 
     Raises
     ------
@@ -65,13 +66,16 @@ def score_row(set_name: str, sample: int, question: Question, trajectory: Trajec
     if trajectory.question_id != question.id:
         raise ConfigurationError(f"score_row needs a trajectory of the question {question.id!r}; got one of {trajectory.question_id!r}.")
     turns = len(trajectory.turns)
-    forged = forged_tags(trajectory.turns, dialect)
     metrics = {name: float(value) for name, value in trajectory.metrics.items()}
     metrics |= _other_normaliser(trajectory.answer, question.golden_answers)
-    metrics |= {"reward": float(trajectory.reward), "answered": float(trajectory.answer is not None), "turns": float(turns)}
+    metrics |= {"reward": float(trajectory.reward), "answered": float(not is_unanswered(trajectory.answer)), "turns": float(turns)}
     if turns:
         metrics["invalid_rate"] = sum(turn.action == "invalid" for turn in trajectory.turns) / turns
-    metrics |= {"forged_tags": float(forged), "forged": float(forged > 0), "tokens": float(trajectory.loss_mask.sum())}
+    if trajectory.retokenized or sampled_tokens(trajectory) is not None:
+        forged = forged_tags(trajectory.turns, dialect)
+        metrics |= {"forged_tags": float(forged), "forged": float(forged > 0)}
+    tokens = sampled_tokens(trajectory)
+    metrics |= {} if tokens is None else {"tokens": float(tokens)}
     metrics |= model_use(trajectory)
     for name, value in metrics.items():
         if not math.isfinite(value):
@@ -128,16 +132,33 @@ def forged_tags(turns: Sequence[TurnSpan], dialect: Dialect) -> int:
     return sum(turn.segment.count(tag) for turn in turns for tag in (dialect.information_open, dialect.information_close))
 
 
+def sampled_tokens(trajectory: Trajectory) -> int | None:
+    """How many tokens a language model sampled into the context.
+
+    None where the tokens there are not its own: those of scripts, baselines too, and those of text that was encoded again.
+    """
+    own = trajectory.logprobs is not None or "sampled_tokens" in trajectory.usage
+    return int(trajectory.loss_mask.sum()) if own and not trajectory.retokenized else None
+
+
 def model_use(trajectory: Trajectory) -> dict[str, float]:
     """``model_calls, prompt_tokens, generated_tokens``: what a language model did for an episode. Empty where none is known to have played.
 
-    An agent that asks its model beside the recorded tokens says it itself (``Trajectory.usage``). Where a language model wrote the segments, each is one
-    call whose prompt is the whole context before it: what a server without a cache of earlier turns would read.
+    An agent whose model is asked beside the recorded tokens, or counts tokens itself, says so (``Trajectory.usage``), a baseline with ``failed_calls``, those
+    that got no reply. Else, where a language model sampled the tokens, each segment is one call whose prompt is the whole context before it: what a server
+    without a cache of earlier turns would read. Of text that was encoded again only the calls are known.
     """
     if trajectory.usage:
-        names = {"calls": "model_calls", "prompt_tokens": "prompt_tokens", "generated_tokens": "generated_tokens"}
+        names = {
+            "calls": "model_calls",
+            "failed_calls": "failed_calls",
+            "prompt_tokens": "prompt_tokens",
+            "generated_tokens": "generated_tokens",
+        }
         return {name: float(trajectory.usage[key]) for key, name in names.items() if key in trajectory.usage}
-    if trajectory.logprobs is None and not trajectory.retokenized:
+    if trajectory.retokenized:
+        return {"model_calls": float(len(trajectory.turns))}
+    if trajectory.logprobs is None:
         return {}
     return {
         "model_calls": float(len(trajectory.turns)),
