@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import searchqa_conf  # noqa: F401, registers resolvers, also in a launcher's processes
 from searchqa_agents.launch import place
@@ -146,14 +146,22 @@ class _Job:
         token = _resumed.set(self.resumed)
         try:
             return self.task(config, Path(hydra_config.runtime.output_dir))
-        except Exception as error:
+        except Exception as raised:
+            error = _with_whole_key(raised, config)
             if hydra_config.mode == RunMode.MULTIRUN and not config.get("dry_run"):
                 # Hydra goes on with the other jobs, and raises this once they are done
                 logger.error("Job %s (%s) failed: %s", hydra_config.job.num, hydra_config.job.override_dirname, error)
                 raise
-            raise _JobFailed(error) from error
+            raise _JobFailed(error) from raised
         finally:
             _resumed.reset(token)
+
+
+def _with_whole_key(error: Exception, config: DictConfig) -> Exception:
+    """An error about a value that is not given says only the last part of its key: the same error with the whole."""
+    missing = sorted(OmegaConf.missing_keys(config)) if isinstance(error, MissingMandatoryValue) else []
+    said = [key for key in missing if re.search(rf"\b{re.escape(key.rpartition('.')[2])}\b", str(error))]
+    return MissingMandatoryValue(f"missing mandatory value: {said[0]}") if said else error
 
 
 def set_threads(threads: int | None) -> None:
@@ -377,20 +385,23 @@ def explained_override(error: BaseException) -> str | None:
 def _unknown_key(wrong: str) -> str:
     known, key = _known_keys(), wrong
     if key in known:
-        return (
-            f"the key {key!r} belongs to another choice of {key.partition('.')[0]} than yours. `--cfg job` shows the keys of your choice."
-        )
-    of_model = re.fullmatch(r"agent\.(checkpoint|temperature|url|protocol|model|logprobs|concurrency|timeout|retries|deadline)", key)
-    if of_model is not None:
-        return (
-            f"the agent of yours has no {key!r}. Of a baseline's model it is agent.lm.{of_model.group(1)}; of a server, say agent@agent.lm=server too. "
-            "Else it belongs to another agent: agent=lm, agent=server."
-        )
+        return f"the key {key!r} belongs to another choice of {key.partition('.')[0]} than yours.{_of_model(key)} `--cfg job` shows the keys of your choice."
     key = re.sub(r"\blr$", "learning_rate", key)
     close = [key] if key in known else difflib.get_close_matches(key, known, n=3, cutoff=0.55)
     close = close or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]][:3]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return f"there is no configuration key {wrong!r}.{hint} `--cfg job` shows all keys of a command."
+
+
+def _of_model(key: str) -> str:
+    """Where a key of a language model stands with a baseline, which has its model inside."""
+    from dataclasses import fields
+
+    from searchqa_agents.settings import LANGUAGE_MODELS
+
+    group, _, name = key.partition(".")
+    known = {field.name for settings in LANGUAGE_MODELS for field in fields(settings)}
+    return f" Of a baseline's model it is agent.lm.{name}." if group == "agent" and name in known else ""
 
 
 def _unknown_option(option: str, said: str) -> str:
