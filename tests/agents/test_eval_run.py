@@ -29,9 +29,22 @@ from searchqa_envs.errors import ConfigurationError
 
 LAZY = ("env=world", "env.num_worlds=4", "agent=oracle", "agent.kind=lazy_oracle", "samples=2", "threads=1")
 """An agent of chance: its answers depend on each episode's seed."""
-TINY = ("env=world", "env.num_worlds=1", "env.max_turns=3", "questions=24", "agent=lm", "samples=2", "threads=1")
+TINY = ("env=world", "env.num_worlds=1", "env.max_turns=3", "questions=12", "agent=lm", "samples=2", "threads=1")
 """The shipped checkpoint, at temperature 1."""
 ALONE = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def pages() -> None:
+    """A test that has this writes picture and page in this process too; those that start a process write them there."""
+
+
+@pytest.fixture(autouse=True)
+def _without_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Picture and page take most of the time of a small evaluation, and have tests of their own."""
+    if "pages" not in request.fixturenames:
+        monkeypatch.setattr("searchqa_agents.eval_report._draw", lambda folder, summary: folder)
+        monkeypatch.setattr("searchqa_agents.report.write_page", lambda folder, trajectories=None: folder)
 
 
 def evaluate(*words: str) -> None:
@@ -175,26 +188,26 @@ def test_an_interrupt_ends_all_processes_and_tells_the_way_on(tmp_path: Path) ->
 def test_the_shipped_checkpoint_at_temperature_1_gives_the_same_scores_after_a_stop_and_in_other_batches(tmp_path: Path) -> None:
     whole, stopped, part = (tmp_path / name for name in ("whole", "stopped", "part"))
     evaluate(*TINY, f"run_dir={whole}")
-    assert len({json.loads(line)["answer"] for line in scores(whole).splitlines()}) > 10
+    assert len({json.loads(line)["answer"] for line in scores(whole).splitlines()}) > 5
     shutil.copytree(whole, stopped)
-    for file in ("scores.jsonl", "times.jsonl", "results.parquet", "summary.json", "report.html"):
+    for file in ("scores.jsonl", "times.jsonl", "results.parquet", "summary.json"):
         (stopped / file).unlink()
     journal = stopped / "answers" / "all.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join(lines[:1] + lines[20:35]) + lines[10][:70])
+    journal.write_bytes(b"".join(lines[:1] + lines[12:20]) + lines[10][:70])
     evaluate(f"resume={stopped}", "num_envs=7")
     assert scores(stopped) == scores(whole)
-    assert lines_of(stopped) == 48
-    (tmp_path / "ids.jsonl").write_text('{"id": "easy-test-0-0-21"}\n{"id": "easy-test-0-0-7"}\n')
+    assert lines_of(stopped) == 24
+    (tmp_path / "ids.jsonl").write_text('{"id": "easy-test-0-0-10"}\n{"id": "easy-test-0-0-7"}\n')
     evaluate(*TINY, f"questions={tmp_path / 'ids.jsonl'}", f"run_dir={part}", "num_envs=1")
-    rows = [line for line in scores(whole).splitlines() if json.loads(line)["id"] in ("easy-test-0-0-7", "easy-test-0-0-21")]
+    rows = [line for line in scores(whole).splitlines() if json.loads(line)["id"] in ("easy-test-0-0-7", "easy-test-0-0-10")]
     assert scores(part).splitlines() == rows
 
 
 @pytest.mark.slow
 def test_the_shipped_checkpoint_killed_resumed_and_in_two_processes_has_the_scores_of_a_plain_run(tmp_path: Path) -> None:
     evaluate(*TINY, f"run_dir={tmp_path / 'plain'}")
-    assert killed(12, *TINY, run=tmp_path / "killed") < 48
+    assert killed(4, *TINY, run=tmp_path / "killed") < 24
     evaluate(f"resume={tmp_path / 'killed'}")
     evaluate(*TINY, f"run_dir={tmp_path / 'two'}", "processes=2")
     assert scores(tmp_path / "killed") == scores(tmp_path / "two") == scores(tmp_path / "plain")
@@ -259,7 +272,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_several_sets_are_played_by_one_command_each_with_the_split_that_results_are_published_on(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    data: Path, pages: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     evaluate("sets=[popqa,nq,hotpotqa]", "agent=search_once", "save=2", f"run_dir={run}")
@@ -343,11 +356,11 @@ def test_one_language_model_plays_all_sets_and_each_set_as_it_does_alone(data: P
         (["sets=all", "agent=oracle"], "gold chain"),
     ],
 )
-@pytest.mark.parametrize("dry_run", [False, True])
 def test_what_cannot_be_is_refused_with_the_way_out(
-    words: list[str], said: str, dry_run: bool, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], said: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     agent = [] if any(word.startswith("agent=") for word in words) else ["agent=search_once"]
+    dry_run = len(said) % 2 == 0  # either is checked before anything else
     assert main(["eval", *words, *agent, f"run_dir={tmp_path / 'run'}", f"dry_run={dry_run}"]) == 1
     assert said in " ".join(capsys.readouterr().err.split())
 
@@ -426,8 +439,15 @@ def test_a_line_that_is_refused_by_the_first_set_leaves_the_configuration_and_th
     assert files_of(run) == before
 
 
-@pytest.mark.parametrize("wrong", [["env.split=nowhere"], ["env.max_context_tokens=100"], ["agent=lm", "agent.checkpoint=./nowhere"]])
-@pytest.mark.parametrize("part", [[], ["shard=0/1"]])
+@pytest.mark.parametrize(
+    ("wrong", "part"),
+    [
+        (["env.split=nowhere"], []),
+        (["env.max_context_tokens=100"], []),
+        (["env.max_context_tokens=100"], ["shard=0/1"]),
+        (["agent=lm", "agent.checkpoint=./nowhere"], []),
+    ],
+)
 def test_a_first_line_that_fails_leaves_its_folder_to_the_corrected_one(
     wrong: list[str], part: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -448,7 +468,7 @@ def test_a_folder_of_another_command_is_not_taken(tmp_path: Path, capsys: pytest
 
 
 def test_a_run_that_grows_and_is_stopped_does_not_look_finished(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Path, pages: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     evaluate("sets=[nq]", "questions=2", "agent=search_once", f"run_dir={run}")
