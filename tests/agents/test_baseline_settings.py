@@ -3,6 +3,7 @@
 import json
 import textwrap
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from searchqa_agents.baselines.base import BASELINES, get_baseline
 from searchqa_agents.cli import main
 from searchqa_agents.config_help import conf_dir, options
+from searchqa_agents.eval_run import temperature_of
 from searchqa_agents.loading import agent_env, agent_stamp, check_agent
 from searchqa_agents.settings import AgentSettings, BaselineSettings, EnvSettings, LMAgentSettings, ServerAgentSettings, WorldSettings
 from searchqa_agents.trajectory import load_trajectories
@@ -99,6 +101,61 @@ def test_the_stamp_has_every_option_and_how_prompts_go_out():
     assert stamp["lm"]["protocol"] == "chat"
     assert agent_stamp(baseline("rag", server("vllm")), ByteTokenizer())["prompts"] == "text"
     json.dumps(stamp)
+
+
+@pytest.mark.parametrize(
+    ("env", "set_name", "hops", "searches"),
+    [("NQ", "nq", "single", 5), ("PopQA", "popqa", "single", 5), ("HotpotQA", "hotpotqa", "multi", 10)],
+)
+def test_equal_play_has_an_equal_stamp_and_its_number_of_turns(env, set_name, hops, searches):
+    by_set, said = baseline("search_o1"), baseline("search_o1", hops=hops, max_searches=searches)
+    settings = EnvSettings(f"SearchQA-{env}-v0")
+    assert agent_env(by_set, settings) == agent_env(said, settings)
+    assert agent_env(by_set, settings)["max_turns"] == searches + 1
+    assert agent_stamp(by_set, ByteTokenizer(), set_name) == agent_stamp(said, ByteTokenizer(), set_name)
+    assert agent_stamp(by_set, ByteTokenizer(), set_name)["options"]["max_searches"] == searches
+    assert agent_stamp(baseline("ra_agent"), ByteTokenizer(), set_name)["options"]["hops"] == hops
+
+
+def test_a_baselines_own_temperature_is_that_of_the_stamp():
+    def settings(agent):
+        return SimpleNamespace(agent=agent)
+
+    assert temperature_of(settings(baseline("search_o1"))) == 0.7
+    assert temperature_of(settings(baseline("search_o1", temperature=None))) == server().temperature
+    assert temperature_of(settings(baseline("rag"))) == server().temperature
+
+
+def test_a_model_that_is_given_to_the_baseline_itself_is_an_error_that_says_where_it_stands(line, capsys):
+    assert main([*line, "agent=baseline/rag", "agent.checkpoint=x"]) != 0
+    assert "agent.lm.checkpoint" in capsys.readouterr().err
+
+
+def test_a_missing_value_is_named_with_its_whole_key(line, capsys):
+    assert main([*line, "agent=baseline/zero_shot"]) != 0
+    assert "agent.checkpoint has no value; give one: agent.checkpoint=..." in capsys.readouterr().err
+
+
+def test_a_question_that_the_server_refuses_is_scored_like_all_others_also_in_a_resumed_run(scripted_lm, line, tmp_path):
+    def refuses(body):
+        return (400, "this content is not allowed") if "Marie Curie?" in body["messages"][-1]["content"] else None
+
+    with scripted_lm.serving_lm(lambda prompt: "<answer>Paris</answer>", refuses=refuses) as (url, _):
+        words = ["agent=baseline/rag", "agent@agent.lm=server", f"agent.lm.url={url}", "agent.lm.protocol=chat"]
+        assert main([*line, *words, "questions=1"]) == 0  # nothing else was asked that worked
+        assert main(["eval", f"resume={tmp_path / 'run'}", "questions=null"]) == 0
+    rows = [json.loads(row) for row in (tmp_path / "run" / "scores.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in rows] == ["", "", "Paris", "Paris", "Paris"]
+    assert [row["metrics"]["failed_calls"] for row in rows] == [1, 1, 0, 0, 0]
+    assert [row["metrics"]["answered"] for row in rows] == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ra_agent", "search_o1"])
+def test_a_small_model_plays_what_is_made_for_long_replies(line, tmp_path, name):
+    assert main([*line, f"agent=baseline/{name}", "questions=1", "agent.options.max_turns=2"]) == 0
+    [row] = (tmp_path / "run" / "scores.jsonl").read_text().splitlines()
+    assert json.loads(row)["metrics"]["failed_calls"] == 0
 
 
 def test_a_run_through_a_chat_server(scripted_lm, line, tmp_path):

@@ -355,6 +355,34 @@ def test_the_stop_string_that_a_text_server_leaves_out_is_put_back(protocol, tex
     assert segment.logprobs is None
 
 
+@pytest.mark.parametrize("reason", ["length", "content_filter", "stop"])
+def test_an_answer_of_null_ends_the_segment_and_the_question_is_scored(venv, reason):
+    with serving(lambda path, body: text_answer(None, reason)) as (url, _), model_on(url, venv.unwrapped.tokenizer, protocol="chat") as lm:
+        [trajectory] = rollout(venv, lm, [0])
+    assert trajectory.answer is None
+    assert all(turn.action == "invalid" for turn in trajectory.turns)
+
+
+def test_tokens_of_a_text_server_are_the_ones_that_it_tells(venv):
+    counts = iter([(100, 7), (120, 5)])
+    texts = iter(["<search>Naru</search>", "<answer>x</answer>"])
+
+    def answer(path, body):
+        status, headers, content = text_answer(next(texts))
+        prompt, generated = next(counts)
+        return status, headers, content | {"usage": {"prompt_tokens": prompt, "completion_tokens": generated}}
+
+    with serving(answer) as (url, _), model_on(url, venv.unwrapped.tokenizer, protocol="chat") as lm:
+        [trajectory] = rollout(venv, lm, [0])
+    assert trajectory.usage == {"calls": 2, "prompt_tokens": 220, "generated_tokens": 12}
+    with (
+        serving(lambda path, body: text_answer("<answer>x</answer>")) as (url, _),
+        model_on(url, venv.unwrapped.tokenizer, protocol="chat") as lm,
+    ):
+        [untold] = rollout(venv, lm, [0])
+    assert untold.usage == {"calls": 1}
+
+
 def test_text_is_cut_to_the_longest_segment():
     assert one_segment(text_answer("a" * 1000, "length"), protocol="completions", max_new_tokens=16).ids.tolist() == [97] * 16
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import gymnasium as gym
 import pytest
@@ -155,7 +156,33 @@ def test_model_use_is_what_the_agent_says_else_what_the_context_tells(episode):
     assert model_use(asked) == {"model_calls": 3.0, "prompt_tokens": 90.0, "generated_tokens": 12.0}
     script = episode([1], [2])
     assert model_use(script.__class__(**{**vars(script), "logprobs": None})) == {}
-    assert model_use(script.__class__(**{**vars(script), "logprobs": None, "retokenized": True})) != {}
+    assert model_use(replace(script, logprobs=None, retokenized=True, turns=segments)) == {"model_calls": 2.0}  # its tokens are not known
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens", "forged"),
+    [
+        ({}, 1.0, 2.0),  # a model of this process
+        ({"logprobs": None, "usage": {"calls": 1.0, "sampled_tokens": 1.0}}, 1.0, 2.0),  # a server with ids and no log-probabilities
+        ({"logprobs": None, "retokenized": True}, None, 2.0),  # text: the tokens are not the model's
+        ({"logprobs": None, "retokenized": True, "usage": {"calls": 1.0, "prompt_tokens": 50.0, "generated_tokens": 9.0}}, None, 2.0),
+        ({"logprobs": None}, None, None),  # a script
+        ({"logprobs": None, "usage": {"calls": 3.0, "failed_calls": 1.0}}, None, None),  # a baseline
+    ],
+)
+def test_tokens_and_forged_tags_are_those_that_a_model_wrote(question, episode, changes, tokens, forged):
+    turns = (turn("<information>x</information>", "invalid", start=1),)
+    metrics = score_row("s", 0, question, replace(episode([1], [2], turns=turns, question_id="q1"), **changes), SEARCH_R1)["metrics"]
+    assert (metrics.get("tokens"), metrics.get("forged_tags")) == (tokens, forged)
+    assert ("forged" in metrics) == (forged is not None)
+    assert metrics.get("generated_tokens") == (9.0 if "generated_tokens" in changes.get("usage", {}) else tokens if not changes else None)
+    assert metrics.get("failed_calls") == changes.get("usage", {}).get("failed_calls")
+
+
+@pytest.mark.parametrize(("answer", "answered"), [(None, 0), ("", 0), (" \n", 0), ("no", 1)])
+def test_a_blank_answer_is_none(question, episode, answer, answered):
+    row = score_row("s", 0, question, episode([1], [2], question_id="q1", answer=answer), SEARCH_R1)
+    assert row["metrics"]["answered"] == answered
 
 
 def test_a_lost_episode_has_no_row(question, episode):
@@ -230,7 +257,7 @@ def test_rows_of_real_questions():
     for row, trajectory in zip(rows, trajectories, strict=True):
         assert row["turns"][-1]["title_recall"] == trajectory.metrics["title_recall_mean"]
         assert row["groups"]["type"] in ("bridge", "comparison")
-        assert row["metrics"]["forged"] == 0
+        assert "forged" not in row["metrics"]  # a script wrote the segments
     rows, _ = played("SearchQA-MuSiQue-v0", "direct", 200, data_dir=data, split="all")
     assert {row["groups"]["hops"] for row in rows} == {2, 3, 4}
     assert all(row["groups"]["type"].startswith(f"{row['groups']['hops']}hop") for row in rows)
