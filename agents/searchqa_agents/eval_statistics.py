@@ -72,7 +72,9 @@ class Summary:
         The measures of the answer that most samples gave (:func:`majority_vote`). Empty where each question has one sample.
     latency
         Of whole episodes in seconds: ``mean``, and the percentiles ``p50, p90, p99`` (linear between neighbours); and the mean of each part as
-        ``mean_model, mean_search, mean_environment``. Empty without times.
+        ``mean_model, mean_search, mean_environment``. A batched call's time is shared equally by its episodes, so these are an episode's share of the batch:
+        what it costs, not how long it takes. That is in ``mean_wall, p50_wall, p90_wall, p99_wall``: from an episode's reset to its end, beside the others
+        that were played at the same time; only where it is known. Empty without times.
     """
 
     metrics: dict[str, float]
@@ -268,11 +270,16 @@ def _latency(rows: Sequence[Row], times: Sequence[Row]) -> dict[str, float]:
     seconds = [row["seconds"] for row in times if (row["set"], row["id"], row["sample"]) in episodes]
     if not seconds:
         return {}
-    totals = np.array([math.fsum(parts.values()) for parts in seconds])
+    totals = np.array([math.fsum(value for name, value in parts.items() if name != "wall") for parts in seconds])
     p50, p90, p99 = np.percentile(totals, [50, 90, 99]).tolist()
-    names = dict.fromkeys(name for parts in seconds for name in parts)
+    names = dict.fromkeys(name for parts in seconds for name in parts if name != "wall")
     parts = {f"mean_{name}": math.fsum(own.get(name, 0.0) for own in seconds) / len(seconds) for name in names}
-    return {"mean": float(totals.mean()), "p50": p50, "p90": p90, "p99": p99, **parts}
+    latency = {"mean": float(totals.mean()), "p50": p50, "p90": p90, "p99": p99, **parts}
+    walls = [own["wall"] for own in seconds if "wall" in own]
+    if walls:
+        latency["mean_wall"] = math.fsum(walls) / len(walls)
+        latency |= dict(zip(("p50_wall", "p90_wall", "p99_wall"), np.percentile(walls, [50, 90, 99]).tolist(), strict=True))
+    return latency
 
 
 # -- samples ---------------------------------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def _play(
             del free[: len(begun)]
             started = time.perf_counter()
             openings = stage.reset([place[row] for row in begun], [jobs[row] for row in begun])
-            episodes.update((row, _Episode(*opening)) for row, opening in zip(begun, zip(*openings, strict=True), strict=True))
+            episodes.update((row, _Episode(*opening, started)) for row, opening in zip(begun, zip(*openings, strict=True), strict=True))
             _share([episodes[row] for row in begun], "environment", time.perf_counter() - started)
         started = time.perf_counter()
         asked = ready + begun
@@ -204,7 +204,8 @@ class _Turn(NamedTuple):
 class _Episode:
     """What one episode has been so far."""
 
-    def __init__(self, observation: IntArray, info: Info) -> None:
+    def __init__(self, observation: IntArray, info: Info, started: float) -> None:
+        self.started = started
         self.context = observation
         self.info = info
         self.prompt_length = len(observation)
@@ -264,7 +265,7 @@ class _Episode:
             truncated=self.truncated,
             backend_error=self.info["backend_error"],
             retokenized=not model.returns_ids,
-            seconds=self.seconds,
+            seconds=self.seconds | {"wall": time.perf_counter() - self.started},
             stamp=stamp,
             usage=dict(usage),
         )

@@ -60,7 +60,8 @@ class Trajectory:
     retokenized
         True when the agent gave text that had to be encoded, so that these are not the ids it sampled. Trainers refuse such trajectories.
     seconds
-        Time by part: ``model``, ``search``, ``environment``. A batched call's time is shared equally by its episodes. Not part of equality.
+        Time by part: ``model``, ``search``, ``environment``. A batched call's time is shared equally by its episodes. And from the episode's reset to its end,
+        in :func:`~searchqa_agents.rollout.rollout`: ``wall``, which is no part, and longer where others were played beside it. Not part of equality.
     stamp
         What a number needs to be comparable: data set, retriever, dialect, seed, ...
     usage

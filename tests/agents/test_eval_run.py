@@ -135,6 +135,7 @@ def test_two_processes_give_the_scores_of_one(plain: Path, tmp_path: Path) -> No
     assert searches[0] == searches[1]
 
 
+@pytest.mark.slow
 def test_parts_started_by_hand_at_the_same_time_are_merged_by_the_line_without_a_part(
     plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_killed_parent_takes_its_processes_along_and_loses_nothing(plain: Path
     assert scores(run) == scores(plain)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_all_processes_and_tells_the_way_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = begun(*LAZY, f"run_dir={run}", "processes=2", "num_envs=1", start_new_session=True)

@@ -99,6 +99,10 @@ def test_latency_by_hand_of_the_rows_alone():
     latency = summarise_rows(rows, times).latency
     assert latency == pytest.approx({"mean": 5, "p50": 5, "p90": 9, "p99": 9.9, "mean_model": 3.75, "mean_search": 1.25})
     assert summarise_rows(rows).latency == {}
+    for i, one in enumerate(times):
+        one["seconds"]["wall"] = 10.0 * i  # no part of the sum
+    walls = {"mean_wall": 50, "p50_wall": 50, "p90_wall": 90, "p99_wall": 99}
+    assert summarise_rows(rows, times).latency == pytest.approx(latency | walls)
 
 
 def test_nothing_cannot_be_summarised():
