@@ -76,12 +76,13 @@ Plays every question and prints exact match, F1, cover match, recall of the supp
 comparable. The results are in the run's folder: scores.jsonl (a row per episode, without times), times.jsonl, results.parquet, stamp.json.
 What was stopped or killed goes on with resume=runs/..., and repeats no episode that has ended; so does the same line with the same run_dir. With resume=,
 other sets=, questions= and samples= add to what is played.
+A published set is played on the split that results on it are published on (test, or dev where its test answers are hidden), unless env.split= says another.
 
 Examples:
   searchqa eval env=world agent=oracle
   searchqa eval sets=all agent=search_once                          the seven published sets
   searchqa eval sets=[nq,hotpotqa] questions=fixed-500 agent=search_once env.top_k=5
-  searchqa eval env=hotpotqa env.split=all agent=search_once env.top_k=5
+  searchqa eval env=hotpotqa agent=search_once env.top_k=5          as sets=[hotpotqa]: its dev questions
   searchqa eval env=world env.split=test agent=lm agent.checkpoint=runs/.../checkpoints/train-000020
   searchqa eval sets=all samples=4 processes=2 agent=lm agent.checkpoint=runs/.../checkpoints/train-000020
   searchqa eval sets=all agent=search_once run_dir=runs/all shard=0/2       by hand, beside shard=1/2; then the line without shard=

@@ -177,7 +177,7 @@ def test_a_killed_parent_takes_its_processes_along_and_loses_nothing(plain: Path
 @pytest.mark.slow
 def test_an_interrupt_ends_all_processes_and_tells_the_way_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = begun(*LAZY, f"run_dir={run}", "processes=2", "num_envs=1", start_new_session=True)
+    process = begun(*LAZY, "samples=40", f"run_dir={run}", "processes=2", "num_envs=1", start_new_session=True)
     wait_for_lines(process, run, 30)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all of them
     said = process.communicate(timeout=60)[0]
