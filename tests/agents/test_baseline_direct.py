@@ -101,6 +101,8 @@ def test_cot_thinks_in_its_segment_and_answers_with_what_it_boxed(scripted_lm, s
         ("The answer is: Rome.\nNo, the answer is Paris.\nDone.", "Paris"),
         ("So the answer is: **Paris**", "Paris"),
         (r"The answer is Rome, \boxed{Paris}", "Paris"),
+        (r"The answer is \boxed{Paris", "Paris"),  # never closed
+        (r"So the answer is: $\boxed{\text{Paris", "Paris"),
         ("I do not know", ""),
         (r"\boxed{}", ""),
         ("", ""),
