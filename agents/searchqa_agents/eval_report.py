@@ -41,12 +41,12 @@ ELSEWHERE = (
     "would be under the other system's normaliser is in summary.json."
 )
 _LATENCY = {
-    "mean": "seconds, mean",
+    "mean": "seconds, share of batch",
     "mean_model": "of these, model",
     "mean_search": "of these, search",
     "mean_environment": "of these, environment",
-    "p50": "seconds, p50",
-    "p99": "seconds, p99",
+    "p50_wall": "seconds to its end, p50",
+    "p99_wall": "seconds to its end, p99",
 }
 
 Row = Mapping[str, Any]

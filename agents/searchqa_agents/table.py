@@ -35,6 +35,7 @@ METRIC_GROUPS = {
     "cost per episode": {
         "tokens": "tokens sampled",
         "model_calls": "model calls",
+        "failed_calls": "of these, without a reply",
         "prompt_tokens": "tokens read by the model",
         "generated_tokens": "tokens written by the model",
     },

@@ -301,7 +301,7 @@ def test_a_narrow_terminal_is_spared_play_and_cost_of_many_sets_and_told_where_t
     for text, shown in ((narrow, False), (wide, True), (one, True)):
         assert "searches per question" in text
         assert ("tokens sampled" in text) == shown
-        assert ("seconds, mean" in text) == shown
+        assert ("seconds, share of batch" in text) == shown
         assert ("in summary.json and report.html" in text) != shown
 
 
