@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from searchqa_agents.answers import Part
-    from searchqa_agents.eval_run import EvalFolder, SetPlan
+    from searchqa_agents.eval_plan import SetPlan
+    from searchqa_agents.eval_run import EvalFolder
     from searchqa_agents.runs import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def _has_folder() -> bool:
 def _check(settings: EvalSettings) -> Part | None:
     """What can be checked before any data is loaded. Returns the part that is to be played, None for the whole."""
     from searchqa_agents.answers import parse_part
-    from searchqa_agents.eval_run import set_environments, set_names
+    from searchqa_agents.eval_plan import set_environments, set_names
     from searchqa_agents.loading import check_agent
     from searchqa_agents.question_lists import check_choice, choice_of
 
@@ -110,7 +111,8 @@ def _check(settings: EvalSettings) -> Part | None:
 def check_start(settings: EvalSettings) -> str:
     """Raise what a real start would, writing nothing. Returns what it would do, in words."""
     from searchqa_agents.answers import read_answers
-    from searchqa_agents.eval_run import Players, missing_episodes, plan_sets, set_environments, told
+    from searchqa_agents.eval_plan import missing_episodes, plan_sets, set_environments, told
+    from searchqa_agents.eval_run import Players
     from searchqa_agents.loading import missing_data
     from searchqa_agents.rollout import rollout
 
@@ -145,7 +147,8 @@ def _check_folder(path: Path, config: DictConfig) -> None:
 
 def _planned(settings: EvalSettings) -> list[SetPlan]:
     """What is to be played, once all is found that can be without an environment: questions, checkpoint and tokenizer."""
-    from searchqa_agents.eval_run import given_tokenizer, plan_sets
+    from searchqa_agents.eval_plan import plan_sets
+    from searchqa_agents.eval_run import given_tokenizer
 
     plans = plan_sets(settings)
     given_tokenizer(settings)
@@ -177,8 +180,9 @@ def _say_notes(plans: Sequence[SetPlan]) -> None:
 def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console: Any) -> dict[str, Any]:
     """Play what is missing, write the run's files, and print the table. Returns the summary."""
     from searchqa_agents.answers import Journal, Part, read_answers, running_parts
+    from searchqa_agents.eval_plan import missing_episodes
     from searchqa_agents.eval_processes import play_in_processes
-    from searchqa_agents.eval_run import EvalFolder, missing_episodes, play, telling_what_is_kept, write_all
+    from searchqa_agents.eval_run import EvalFolder, play, telling_what_is_kept, write_all
     from searchqa_agents.progress import progress
     from searchqa_agents.runs import RunFolderError
 
@@ -211,7 +215,8 @@ def evaluate_run(settings: EvalSettings, config: DictConfig, path: Path, console
 def evaluate_part(settings: EvalSettings, part: Part, config: DictConfig, path: Path, console: Any) -> None:
     """Play what is missing of a part. Other processes may play other parts in the same folder at the same time."""
     from searchqa_agents.answers import Journal, read_answers
-    from searchqa_agents.eval_run import missing_episodes, play, telling_what_is_kept
+    from searchqa_agents.eval_plan import missing_episodes
+    from searchqa_agents.eval_run import play, telling_what_is_kept
     from searchqa_agents.progress import progress
 
     _check_folder(path, config)

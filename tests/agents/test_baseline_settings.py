@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from searchqa_agents.baselines.base import BASELINES, get_baseline
 from searchqa_agents.cli import main
 from searchqa_agents.config_help import conf_dir, options
-from searchqa_agents.eval_run import temperature_of
+from searchqa_agents.eval_stamps import temperature_of
 from searchqa_agents.loading import agent_env, agent_stamp, check_agent
 from searchqa_agents.settings import AgentSettings, BaselineSettings, EnvSettings, LMAgentSettings, ServerAgentSettings, WorldSettings
 from searchqa_agents.trajectory import load_trajectories

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from searchqa_agents.answers import Journal, Part, parse_part, read_answers, running_parts
 from searchqa_agents.cli import main
-from searchqa_agents.eval_run import PUBLISHED_ORDER, SetPlan, check_stamp, missing_episodes, set_names
+from searchqa_agents.eval_plan import PUBLISHED_ORDER, SetPlan, missing_episodes, set_names
+from searchqa_agents.eval_stamps import check_stamp
 from searchqa_agents.question_lists import choice_of, chosen_questions
 from searchqa_agents.runs import OtherSearchError, RunFolderError
 from searchqa_agents.settings import EnvSettings
