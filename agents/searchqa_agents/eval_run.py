@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from searchqa_agents.answers import Answers, Journal, Part, read_answers, read_trajectories, way_on
 from searchqa_agents.eval_plan import Missing, SetPlan, missing_episodes
-from searchqa_agents.eval_stamps import check_stamp, list_stamp, set_stamp, temperature_of, weights_stamp
+from searchqa_agents.eval_stamps import check_stamp, list_stamp, set_stamp, weights_stamp
 from searchqa_agents.lost_back_end import LostBackEndError, last_error
 from searchqa_agents.measures import score_row, time_row
 from searchqa_agents.results import Row
@@ -157,6 +157,7 @@ class _Player:
         self, venv: Any, agent: LanguageModel, plan: SetPlan, todo: Sequence[tuple[int, int]], stamp: Mapping[str, Any], error: str
     ) -> tuple[list[tuple[int, int]], str]:
         """Play episodes once; those that lost the back end, and its last error."""
+        from searchqa_agents.loading import agent_temperature
         from searchqa_agents.rollout import rollout
 
         settings, base = self.settings, venv.unwrapped
@@ -195,7 +196,7 @@ class _Player:
                     agent,
                     [plan.indices[place] for place, _ in chunk],
                     seed=settings.seed,
-                    temperature=temperature_of(settings) or 0.0,
+                    temperature=agent_temperature(settings.agent) or 0.0,
                     stamp=stamp,
                     places=[plan.indices[place] for place, _ in chunk],
                     members=[sample for _, sample in chunk],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from searchqa_agents.hydra_app import AGENT_MECHANICS
 from searchqa_agents.runs import OtherSearchError, run_stamp, stamp_differences
-from searchqa_agents.settings import LANGUAGE_MODELS, AgentSettings, BaselineSettings, EvalSettings, LMAgentSettings
+from searchqa_agents.settings import AgentSettings, BaselineSettings, EvalSettings, LMAgentSettings
 from searchqa_retrievers.types import SERVER_NOT_REACHED
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ OWN_TO_A_LIST = frozenset({"samples", "questions_played", "question_list", "name
 
 def set_stamp(settings: EvalSettings, plan: SetPlan, base: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
     """The flat stamp of a set's numbers; ``weights`` are those of :func:`weights_stamp`."""
-    from searchqa_agents.loading import agent_stamp
+    from searchqa_agents.loading import agent_stamp, agent_temperature
 
     stamp = run_stamp(base.stamp(), seed=settings.seed, threads=settings.threads)
     agent = {**agent_stamp(settings.agent, base.tokenizer, base.source.name), **weights}
-    stamp |= {"agent": agent, "temperature": temperature_of(settings)} | list_stamp(settings, plan)
+    stamp |= {"agent": agent, "temperature": agent_temperature(settings.agent)} | list_stamp(settings, plan)
     stamp["scoring_version"] = SCORING_VERSION
     if base.rules.needs_gold:
         stamp["told_the_answer"] = True
@@ -73,18 +73,6 @@ def _folder_sha256(folder: Path) -> str:
 
 def _model_of(settings: EvalSettings) -> AgentSettings:
     return settings.agent.lm if isinstance(settings.agent, BaselineSettings) else settings.agent
-
-
-def temperature_of(settings: EvalSettings) -> float | None:
-    """At which the agent's language model is sampled; None for a script without one. A baseline that has a temperature of its own samples at that."""
-    from searchqa_agents.loading import configured_baseline
-
-    if isinstance(settings.agent, BaselineSettings):
-        own: float | None = getattr(configured_baseline(settings.agent)[1], "temperature", None)
-        if own is not None:
-            return own
-    model = _model_of(settings)
-    return model.temperature if isinstance(model, LANGUAGE_MODELS) else None
 
 
 def check_stamp(path: Path, name: str, begun: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> None:

@@ -173,9 +173,9 @@ def set_threads(threads: int | None) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
-def write_config(folder: RunFolder, config: DictConfig, free: Sequence[str] = (), grows: Sequence[str] = ()) -> None:
+def write_config(folder: RunFolder, config: DictConfig, free: Sequence[str] = ()) -> None:
     """Write ``config.yaml``, resolved, and the overrides that led to it, if the folder may hold this run (:func:`check_config`)."""
-    check_config(folder.path, config, free, grows)
+    check_config(folder.path, config, free)
     (folder.path / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end: from here on it would stand for another run
     keep_config(folder, config)
 

@@ -191,6 +191,16 @@ def agent_env(agent: AgentSettings, env: EnvSettings) -> dict[str, Any]:
     return changed
 
 
+def agent_temperature(agent: AgentSettings) -> float | None:
+    """At which an agent's language model is sampled; None for a script without one. A baseline that has a temperature of its own samples at that."""
+    if isinstance(agent, BaselineSettings):
+        own: float | None = getattr(configured_baseline(agent)[1], "temperature", None)
+        if own is not None:
+            return own
+        agent = agent.lm
+    return agent.temperature if isinstance(agent, LANGUAGE_MODELS) else None
+
+
 def agent_stamp(agent: AgentSettings, tokenizer: Tokenizer, set_name: str = "") -> dict[str, Any]:
     """An agent's settings as plain values; of a baseline with all its options, and how its prompts go out (:func:`~searchqa_agents.writer.sent_as`).
 

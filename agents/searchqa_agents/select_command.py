@@ -14,7 +14,7 @@ from omegaconf import MISSING
 
 from searchqa_agents.hydra_app import check_config, run_app, write_config
 from searchqa_agents.runs import RunFolder, RunFolderError, run_stamp, stamp_differences
-from searchqa_agents.settings import LANGUAGE_MODELS, AgentSettings, EnvSettings, LMAgentSettings, RunSettings, check_at_least, register
+from searchqa_agents.settings import AgentSettings, EnvSettings, RunSettings, check_at_least, register
 from searchqa_envs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -100,15 +100,14 @@ def run(config: DictConfig, path: Path) -> None:
 
 def _checked(settings: SelectSettings) -> DifficultyRule:
     """What can be checked before any data is loaded."""
-    from searchqa_agents.loading import check_script
+    from searchqa_agents.loading import agent_temperature, check_agent
     from searchqa_agents.select_questions import DifficultyRule, parse_keep
 
     check_at_least(1, questions=settings.questions, num_envs=settings.num_envs, per_round=settings.per_round)
     check_at_least(0, max_lost_rollouts=settings.max_lost_rollouts)
     parse_keep(settings.keep)
-    if not isinstance(settings.agent, LANGUAGE_MODELS):
-        check_script("agent.kind", settings.agent.kind, settings.env)
-    elif settings.agent.temperature == 0:
+    check_agent(settings.agent, settings.env)
+    if agent_temperature(settings.agent) == 0:
         raise ConfigurationError("agent.temperature must be above 0: greedy attempts on a question are all the same; got 0.")
     return DifficultyRule(settings.attempts, settings.medium_from, settings.hard_from, settings.metric, settings.right_at)
 
@@ -126,16 +125,14 @@ def _check_start(settings: SelectSettings) -> str | None:
 
 
 def _make_venv(settings: SelectSettings) -> Any:
-    from searchqa_agents.loading import checkpoint_tokenizer, make_venv
+    from searchqa_agents.loading import agent_env, make_venv
 
-    tokenizer = settings.env.tokenizer
-    if tokenizer is None and isinstance(settings.agent, LMAgentSettings):
-        tokenizer = checkpoint_tokenizer(settings.agent.checkpoint)
-    return make_venv(settings.env, settings.num_envs, tokenizer=tokenizer)
+    return make_venv(settings.env, settings.num_envs, **agent_env(settings.agent, settings.env))
 
 
 def select_run(settings: SelectSettings, rule: DifficultyRule, config: DictConfig, path: Path, console: Any) -> None:
     """Play what is not played yet, then write the run's files and print the table."""
+    from searchqa_agents.loading import agent_stamp
     from searchqa_agents.select_questions import Counts, check_sets, count_table, difficulty_rows, parse_keep, select
     from searchqa_agents.table import show, stamp_line
 
@@ -145,7 +142,7 @@ def select_run(settings: SelectSettings, rule: DifficultyRule, config: DictConfi
         venv = _make_venv(settings)
         base: Any = venv.unwrapped
         stamp = run_stamp(base.stamp(), seed=settings.seed, threads=settings.threads)
-        stamp |= {"agent": vars(settings.agent), "rule": vars(rule)}
+        stamp |= {"agent": agent_stamp(settings.agent, base.tokenizer, base.source.name), "rule": vars(rule)}
         earlier = read_rounds(folder.path / ATTEMPTS_FILE)
         if earlier:
             _check_stamp(folder.path, stamp)
@@ -173,14 +170,14 @@ def select_run(settings: SelectSettings, rule: DifficultyRule, config: DictConfi
 
 def _play(settings: SelectSettings, folder: RunFolder, venv: Any, total: int, counts: Counts) -> None:
     """Play what is not finished, and append each round to the record as it ends."""
-    from searchqa_agents.loading import build_agent
+    from searchqa_agents.loading import agent_temperature, build_agent
     from searchqa_agents.lost_back_end import LostBackEndError
     from searchqa_agents.progress import progress
     from searchqa_agents.select_questions import RIGHT, play_until_right
     from searchqa_retrievers.types import RetrieverError
 
     agent = build_agent(settings.agent, venv, settings.device, settings.dtype)
-    temperature = settings.agent.temperature if isinstance(settings.agent, LANGUAGE_MODELS) else 0.0
+    temperature = agent_temperature(settings.agent) or 0.0
     with progress(settings.name, total) as advance, (folder.path / ATTEMPTS_FILE).open("a", encoding="utf-8") as file:
 
         def on_round(outcomes: Mapping[str, str], finished: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +63,6 @@ def number(value: float | None) -> str:
 def amount(value: float | None) -> str:
     """As :func:`number`; of large numbers, such as of tokens, only what matters."""
     return number(value) if value is None or abs(value) < 100 else f"{value:,.1f}"
-
-
-def mean_and_each(values: Sequence[float]) -> str:
-    """The mean, and behind it each value where there are several that differ: ``0.940 (0.938 0.942)``."""
-    mean = number(math.fsum(values) / len(values))
-    return mean if len(set(values)) < 2 else f"{mean} ({' '.join(number(value) for value in values)})"
 
 
 def is_heading(row: Sequence[str]) -> bool:

@@ -3,7 +3,6 @@
 import json
 import textwrap
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,8 +10,7 @@ from omegaconf import OmegaConf
 from searchqa_agents.baselines.base import BASELINES, get_baseline
 from searchqa_agents.cli import main
 from searchqa_agents.config_help import conf_dir, options
-from searchqa_agents.eval_stamps import temperature_of
-from searchqa_agents.loading import agent_env, agent_stamp, check_agent
+from searchqa_agents.loading import agent_env, agent_stamp, agent_temperature, check_agent
 from searchqa_agents.settings import AgentSettings, BaselineSettings, EnvSettings, LMAgentSettings, ServerAgentSettings, WorldSettings
 from searchqa_agents.trajectory import load_trajectories
 from searchqa_envs.errors import ConfigurationError
@@ -118,12 +116,9 @@ def test_equal_play_has_an_equal_stamp_and_its_number_of_turns(env, set_name, ho
 
 
 def test_a_baselines_own_temperature_is_that_of_the_stamp():
-    def settings(agent):
-        return SimpleNamespace(agent=agent)
-
-    assert temperature_of(settings(baseline("search_o1"))) == 0.7
-    assert temperature_of(settings(baseline("search_o1", temperature=None))) == server().temperature
-    assert temperature_of(settings(baseline("rag"))) == server().temperature
+    assert agent_temperature(baseline("search_o1")) == 0.7
+    assert agent_temperature(baseline("search_o1", temperature=None)) == server().temperature
+    assert agent_temperature(baseline("rag")) == server().temperature
 
 
 def test_a_model_that_is_given_to_the_baseline_itself_is_an_error_that_says_where_it_stands(line, capsys):

@@ -308,7 +308,7 @@ def test_the_order_of_two_stamps_is_no_matter(first: dict[str, Any], second: dic
             for name in filter(None, parent.split(".")):
                 place = place.get(name, {}) if isinstance(place, dict) else {}
             if isinstance(place, dict):
-                place[last] = value
+                place[last] = copy.deepcopy(value)
         return stamp
 
     a, b = made(first), made(second)

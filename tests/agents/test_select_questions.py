@@ -486,3 +486,15 @@ def test_real_questions_are_graded(tmp_path):
     selected = [json.loads(line) for line in (tmp_path / "run" / "selected.jsonl").read_text().splitlines()]
     assert len(selected) == 10
     assert {row["difficulty"] for row in selected} == {"hard"}
+
+
+def test_a_baseline_is_played_too_and_a_greedy_one_refused(tmp_path, capsys):
+    line = [word for word in LINE if not word.startswith(("agent", "questions="))] + [
+        "agent=baseline/direct",
+        "questions=2",
+        f"run_dir={tmp_path}/run",
+    ]
+    assert run(*line) == 1
+    assert "greedy" in capsys.readouterr().err
+    assert run(*line, "agent.lm.temperature=1", "agent.options.max_tokens=4") == 0
+    assert len((tmp_path / "run" / "difficulty.jsonl").read_text().splitlines()) == 2
