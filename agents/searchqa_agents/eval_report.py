@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,14 @@ DRAWN = ("em", "f1", "cover_em", "judge")
 """Measures that the picture shows, where there are; what a judge says only once all answers are judged."""
 WITH_INTERVAL = ("em", "f1", "judge")
 """Measures whose interval has a row of its own in the table of several sets."""
-IN_WIDE_TERMINALS = ("play", "cost per episode")
+BY_GROUP = {"hops": "exact match by hops", "type": "exact match by type"}
+"""Headings of the rows by group, in the table of several sets."""
+IN_WIDE_TERMINALS = ("play", "cost per episode", *BY_GROUP.values())
 """Groups of rows of the table of several sets that a terminal shows only if it has room for all columns: the rest is read more often."""
 MOST_GROUPS = 6
 """So many columns of groups are shown beside the mean; of more, only those by hops."""
+MOST_TYPES = 6
+"""Of a set with more types of questions, none has a row in the table of several sets."""
 MOST_TURNS = 6
 """So many turns have a row for the titles found by then."""
 ELSEWHERE = (
@@ -248,7 +253,22 @@ def _table_of_several(whole: Mapping[str, Any]) -> tuple[list[str], list[list[st
         name = next((name for name in WITH_INTERVAL if METRIC_TITLES[name] == title), None)
         if name is not None:
             rows.append(["  95% interval", *(_short_range(part["intervals"].get(name)) for part in parts)])
+    for key, heading in BY_GROUP.items():
+        rows.append([heading, *("" for _ in parts)])
+        rows += _rows_by_group(key, list(sets.values()))
     return columns, _without_empty_headings(rows)
+
+
+def _rows_by_group(key: str, sets: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row for each value of ``key`` that questions have: the exact match of each set's questions with it. Sets differ in it, so there is no mean.
+
+    MuSiQue's types are its hops, and have no row of their own.
+    """
+    own = [{name: group["em"] for name, group in part["groups"].items() if name.startswith(f"{key}=")} for part in sets]
+    if key == "type":
+        own = [groups if len(groups) <= MOST_TYPES and not any(re.search("=[0-9]hop", name) for name in groups) else {} for groups in own]
+    names = sorted({name for groups in own for name in groups})
+    return [[name.replace("=", " "), *(amount(groups.get(name)) for groups in own), amount(None)] for name in names]
 
 
 def _lines(parts: Sequence[Mapping[str, Any]], interval_of: Any) -> list[tuple[str, list[str], Any]]:
@@ -346,7 +366,7 @@ def print_table(console: Console, summary: Mapping[str, Any], stamp: Mapping[str
     if len(parts) > 1 and "sets" in summary:
         rows = _without_groups(rows, IN_WIDE_TERMINALS)
         parts = in_parts(console.width, columns, rows)
-        left_out = f"\nPlay, tokens and seconds: in {SUMMARY_FILE} and report.html, and here where the terminal has room for all columns."
+        left_out = f"\nBy hops and type, play, tokens and seconds: in {SUMMARY_FILE} and report.html, and here where the terminal has room for all columns."
     for place, part in enumerate(parts):
         own = [[row[i] for i in part] for row in rows]
         known = [row for row in own if is_heading(row) or set(row[1:]) - {"", "–"}]

@@ -21,6 +21,9 @@ SCHEMA_VERSION = 1
 GROUPS = ("type", "hops", "level")
 """What of a question's metadata its row keeps, where the set knows it."""
 
+HOPS = {"nq": 1, "triviaqa": 1, "popqa": 1, "hotpotqa": 2, "2wikimultihopqa": 2, "bamboogle": 2}
+"""How many facts a question of a set asks for, by the sets' papers; the exceptions are in :func:`question_groups`."""
+
 _MUSIQUE_TYPE = re.compile(r"([1-9])hop[1-9]?")
 
 
@@ -91,7 +94,7 @@ def score_row(set_name: str, sample: int, question: Question, trajectory: Trajec
         "question": question.question,
         "golden_answers": list(question.golden_answers),
         "answer": trajectory.answer,
-        "groups": question_groups(question),
+        "groups": question_groups(set_name, question),
         "metrics": metrics,
         "turns": _turns(trajectory.turns, question.supporting_titles),
         "terminated": trajectory.terminated,
@@ -106,10 +109,11 @@ def time_row(set_name: str, sample: int, trajectory: Trajectory) -> dict[str, An
     return {"set": set_name, "id": trajectory.question_id, "sample": int(sample), "seconds": seconds}
 
 
-def question_groups(question: Question) -> dict[str, str | int]:
-    """``type``, ``hops`` and ``level`` of a question, those of them that its set knows.
+def question_groups(set_name: str, question: Question) -> dict[str, str | int]:
+    """``type``, ``hops`` and ``level`` of a question, those of them that are known.
 
-    MuSiQue says the number of hops in the type only ("3hop1" is one of its two kinds of three hops): it is read from there.
+    Where the question does not say its hops, they are those of its set (:data:`HOPS`). 2WikiMultiHopQA's bridge comparisons have four (arXiv 2011.01060),
+    and MuSiQue says the number in the type ("3hop1" is one of its two kinds of three hops).
     """
     groups: dict[str, str | int] = {}
     for name in GROUPS:
@@ -119,6 +123,8 @@ def question_groups(question: Question) -> dict[str, str | int]:
     hops = _MUSIQUE_TYPE.fullmatch(str(groups.get("type", "")))
     if hops is not None:
         groups.setdefault("hops", int(hops.group(1)))
+    elif set_name in HOPS:
+        groups.setdefault("hops", 4 if groups.get("type") == "bridge_comparison" else HOPS[set_name])
     return groups
 
 

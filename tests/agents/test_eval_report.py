@@ -66,6 +66,25 @@ def finished(
 # -- summary -----------------------------------------------------------------------------------------------------------------------------------
 
 
+def test_several_sets_have_their_exact_match_by_hops_and_type(tmp_path: Path) -> None:
+    def rows(name: str, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [by_hand.score(name, f"q{i}", em=float(i == 0), groups=own) for i, own in enumerate(groups)]
+
+    two = rows("hotpotqa", [{"type": "bridge", "hops": 2}, {"type": "bridge", "hops": 2}, {"type": "comparison", "hops": 2}])
+    three = rows("musique", [{"type": "3hop1", "hops": 3}, {"type": "2hop", "hops": 2}])
+    many = rows("popqa", [{"type": f"relation {i}", "hops": 1} for i in range(7)])
+    summary, text = finished(tmp_path, [*two, *three, *many], width=200)
+    shown = {row[0]: row[1:] for row in summary["rows"] if row[0].startswith(("hops", "type"))}
+    assert shown == {
+        "hops 1": ["–", "–", "0.143", "–"],
+        "hops 2": ["0.333", "0.000", "–", "–"],
+        "hops 3": ["–", "1.000", "–", "–"],
+        "type bridge": ["0.500", "–", "–", "–"],
+        "type comparison": ["0.000", "–", "–", "–"],
+    }
+    assert "exact match by hops" in text
+
+
 def test_of_one_set_numbers_intervals_and_groups() -> None:
     rows = rows_of("hotpotqa")
     summary = summarise("mine", rows, [by_hand.seconds(row) for row in rows], {})

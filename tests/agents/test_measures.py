@@ -57,7 +57,7 @@ def test_a_row_by_hand(question, trajectory):
         "question": "Who?",
         "golden_answers": ["New York City", "NYC"],
         "answer": "City-New, York",
-        "groups": {"type": "bridge", "level": "hard"},
+        "groups": {"type": "bridge", "level": "hard", "hops": 2},
         "metrics": {
             "em": 0.0,
             "f1": 0.4,
@@ -202,19 +202,25 @@ def test_a_number_that_json_does_not_have_is_refused_at_once(question, episode, 
 
 
 @pytest.mark.parametrize(
-    ("metadata", "groups"),
+    ("set_name", "metadata", "groups"),
     [
-        ({"type": "comparison", "level": "easy", "split": "dev"}, {"type": "comparison", "level": "easy"}),
-        ({"type": "3hop2"}, {"type": "3hop2", "hops": 3}),
-        ({"type": "2hop"}, {"type": "2hop", "hops": 2}),
-        ({"type": "2hop", "hops": 4}, {"type": "2hop", "hops": 4}),
-        ({"type": "place of birth"}, {"type": "place of birth"}),
-        ({"hops": 1, "type": None}, {"hops": 1}),
-        ({"type": ["a"], "hops": 2.5}, {"type": "['a']", "hops": "2.5"}),
+        ("hotpotqa", {"type": "comparison", "level": "easy", "split": "dev"}, {"type": "comparison", "level": "easy", "hops": 2}),
+        ("2wikimultihopqa", {"type": "bridge_comparison"}, {"type": "bridge_comparison", "hops": 4}),
+        ("2wikimultihopqa", {"type": "inference"}, {"type": "inference", "hops": 2}),
+        ("musique", {"type": "3hop2"}, {"type": "3hop2", "hops": 3}),
+        ("musique", {"type": "2hop"}, {"type": "2hop", "hops": 2}),
+        ("musique", {"type": "2hop", "hops": 4}, {"type": "2hop", "hops": 4}),
+        ("musique", {}, {}),
+        ("bamboogle", {}, {"hops": 2}),
+        ("nq", {}, {"hops": 1}),
+        ("popqa", {"type": "place of birth"}, {"type": "place of birth", "hops": 1}),
+        ("custom", {"type": "place of birth"}, {"type": "place of birth"}),
+        ("world", {"hops": 1, "type": None}, {"hops": 1}),
+        ("world", {"type": ["a"], "hops": 2.5}, {"type": "['a']", "hops": "2.5"}),
     ],
 )
-def test_groups_of_a_question(metadata, groups):
-    assert question_groups(Question("q", "?", ("a",), metadata)) == groups
+def test_groups_of_a_question(set_name, metadata, groups):
+    assert question_groups(set_name, Question("q", "?", ("a",), metadata)) == groups
 
 
 @given(
