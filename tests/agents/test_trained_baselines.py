@@ -13,8 +13,10 @@ import searchqa_envs  # noqa: F401  # registers the ids
 from searchqa_agents.cli import main
 from searchqa_agents.collected import collect
 from searchqa_agents.demonstrations import demonstrate
-from searchqa_agents.trajectory import load_trajectories
+from searchqa_agents.rollout import rollout
+from searchqa_agents.trajectory import append_trajectories, load_trajectories
 from searchqa_envs.dialects import get_dialect
+from searchqa_retrievers.types import SearchRequest
 
 R1_TEMPLATE = (
     "Answer the given question. You should first have a reasoning process in mind and then provides the answer. Show your reasoning in <think> "
@@ -139,3 +141,80 @@ def test_rejection_sampling_collects_learns_and_is_evaluated(tmp_path: Path) -> 
     line = ["eval", "agent=baseline/rejection_sampling", f"agent.checkpoint={checkpoint}", *world, "questions=8", "threads=1", "device=cpu"]
     assert main([*line, f"run_dir={measured}"]) == 0
     assert stamp_of(measured)["split"] == "test"
+
+
+# -- the defining steps on real questions and passages, with a scripted language model ------------------------------------------------------
+
+
+def hotpotqa(**arguments: Any) -> tuple[Any, list[int]]:
+    """Environments of HotpotQA's training questions, and which of these are asked."""
+    venv = gym.make_vec("SearchQA-HotpotQA-v0", num_envs=4, autoreset_mode="DISABLED", split="train", **arguments)
+    return venv, [0, 1, 2]
+
+
+@pytest.mark.data
+def test_r1_reasons_and_answers_real_questions_without_any_passage(scripted_lm: Any) -> None:
+    venv, questions = hotpotqa(prompt="no_search", retriever="none", max_turns=1)
+    base: Any = venv.unwrapped
+    golds = {base.source[i].question: base.source[i].golden_answers[0] for i in questions}
+    texts = iter(["<think>I know.</think><answer> {gold} </answer>", "<search> {gold} </search>", "<answer>something else</answer>"])
+
+    def says(prompt: str) -> str:
+        [gold] = [gold for question, gold in golds.items() if question in prompt]
+        return next(texts).format(gold=gold)
+
+    lm = scripted_lm.ScriptedLM(base.tokenizer, says)
+    right, searched, wrong = rollout(venv, lm, questions)
+    for trajectory, prompt in zip((right, searched, wrong), lm.prompts, strict=True):
+        question = trajectory.question if trajectory.question.endswith("?") else f"{trajectory.question}?"
+        assert prompt == trajectory.prompt == R1_TEMPLATE.replace("{question}", question)
+        assert [(len(trajectory.turns), turn.passages, turn.observation) for turn in trajectory.turns] == [(1, (), "")]
+        assert trajectory.metrics["searches"] == 0
+    assert [trajectory.metrics["em"] for trajectory in (right, searched, wrong)] == [1, 0, 0]
+    assert searched.answer is None  # what it asks for is not looked up
+
+
+@pytest.mark.data
+def test_sft_learns_the_golden_answers_of_real_questions_alone() -> None:
+    venv, questions = hotpotqa(prompt="no_search", retriever="none", max_turns=1)
+    base: Any = venv.unwrapped
+    for place, trajectory in zip(questions, demonstrate(venv, "answer", questions), strict=True):
+        question = base.source[place]
+        asked = question.question if question.question.endswith("?") else f"{question.question}?"
+        learned = trajectory.token_ids[trajectory.loss_mask == 1].tolist()
+        assert base.tokenizer.decode(learned) == f"<answer>{question.golden_answers[0]}</answer>"
+        assert base.tokenizer.decode(trajectory.token_ids[trajectory.loss_mask == 0].tolist()) == R1_TEMPLATE.replace("{question}", asked)
+
+
+@pytest.mark.data
+def test_rejection_sampling_keeps_right_candidates_with_real_passages_masked(scripted_lm: Any, tmp_path: Path) -> None:
+    venv, questions = hotpotqa(retriever="bm25", top_k=3, max_turns=3)
+    base: Any = venv.unwrapped
+    asked = {base.source[i].question: base.source[i] for i in questions}
+    answered = dict.fromkeys(asked, 0)
+
+    def says(prompt: str) -> str:
+        [text] = [text for text in asked if text in prompt]
+        question = asked[text]
+        if "<information>" not in prompt.partition(text)[2]:
+            return f"<think>I look it up.</think><search> {question.supporting_titles[0]} </search>"
+        answered[text] += 1
+        return f"<answer> {question.golden_answers[0] if answered[text] in (2, 5) else 'no idea'} </answer>"
+
+    candidates = rollout(venv, scripted_lm.ScriptedLM(base.tokenizer, says), questions, group_size=5, stamp=base.stamp())
+    assert [trajectory.question for trajectory in candidates] == [text for text in asked for _ in range(5)]
+    (tmp_path / "trajectories").mkdir()
+    append_trajectories(tmp_path / "trajectories" / "eval.jsonl.gz", candidates)
+
+    kept, retriever = collect(tmp_path).trajectories, base.source.build_retriever({"name": "bm25"})
+    assert sorted(trajectory.question for trajectory in kept) == sorted(text for text in asked for _ in range(2))
+    for trajectory in kept:
+        question = asked[trajectory.question]
+        search, answer = trajectory.turns
+        assert search.content == question.supporting_titles[0]
+        [hits] = retriever.search([SearchRequest(search.content, 3)])
+        assert search.passages == tuple((hit.passage.id, hit.passage.title) for hit in hits)
+        assert all(hit.passage.title in search.observation for hit in hits)
+        learned = base.tokenizer.decode(trajectory.token_ids[trajectory.loss_mask == 1].tolist())
+        assert learned == search.segment + answer.segment
+        assert "<information>" not in learned
