@@ -54,13 +54,14 @@ def weights_stamp(settings: EvalSettings) -> dict[str, Any]:
 
     A folder can hold other weights later, and in another type a model writes other tokens.
     """
-    from searchqa_agents.loading import checkpoint_path
+    from searchqa_agents.loading import checkpoint_path, measuring_dtype
 
     model = _model_of(settings)
     if not isinstance(model, LMAgentSettings):
         return {}
     folder = checkpoint_path(model.checkpoint)
-    return {"dtype": settings.dtype} | ({"weights_sha256": _folder_sha256(folder)} if isinstance(folder, Path) else {})
+    dtype = measuring_dtype(settings.dtype, settings.device, model.checkpoint)
+    return {"dtype": dtype} | ({"weights_sha256": _folder_sha256(folder)} if isinstance(folder, Path) else {})
 
 
 def _folder_sha256(folder: Path) -> str:

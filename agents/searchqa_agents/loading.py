@@ -242,7 +242,8 @@ def build_agent(agent: AgentSettings, venv: Any, device: str, dtype: str = "floa
         with Console(stderr=True).status("Loading torch ..."):  # shown in a terminal, for some seconds
             from searchqa_agents.policy import Policy
 
-        return Policy.load(checkpoint_path(agent.checkpoint), base.tokenizer, dtype=chosen_dtype(dtype), device=chosen_device(device))
+        numbers = chosen_dtype(measuring_dtype(dtype, device, agent.checkpoint), measuring=True)
+        return Policy.load(checkpoint_path(agent.checkpoint), base.tokenizer, dtype=numbers, device=chosen_device(device))
     if isinstance(agent, ServerAgentSettings):
         from searchqa_agents.completion_server import CompletionServerLM
 
@@ -273,10 +274,30 @@ def chosen_device(name: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def chosen_dtype(name: str) -> torch.dtype:
-    """``float32`` or ``bfloat16``. Raises ``ConfigurationError`` for any other."""
-    if name not in ("float32", "bfloat16"):
-        raise ConfigurationError(f"dtype must be float32 or bfloat16; got {name!r}.")
+def chosen_dtype(name: str, *, measuring: bool = False) -> torch.dtype:
+    """``float32`` or ``bfloat16``; for a model that is only measured, ``float64`` too. Raises ``ConfigurationError`` for any other."""
+    if name not in ("float32", "bfloat16") and not (measuring and name == "float64"):
+        known = "float32, bfloat16, float64 or auto" if measuring else "float32 or bfloat16"
+        raise ConfigurationError(f"dtype must be {known}; got {name!r}.")
     import torch
 
-    return torch.float32 if name == "float32" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+SMALL_WEIGHTS = 200 << 20
+"""Bytes of weight files up to which a model is measured in float64 on a CPU."""
+
+
+def measuring_dtype(dtype: str, device: str, checkpoint: str) -> str:
+    """The type of numbers that ``dtype=auto`` stands for where a model is measured.
+
+    On a CPU a small model computes in float64, so that rounding, which depends on the batch, does not decide a draw: in float32 it does so about once in ten
+    thousand tokens, where the model is as unsure as the world's is of real questions. Larger models, and those on other devices, compute in float32.
+    """
+    if dtype != "auto":
+        return dtype
+    folder = checkpoint_path(checkpoint)
+    if not isinstance(folder, Path) or (folder / "adapter_config.json").is_file() or chosen_device(device) != "cpu":
+        return "float32"
+    return "float64" if sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= SMALL_WEIGHTS else "float32"

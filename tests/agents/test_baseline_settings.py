@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from searchqa_agents.baselines.base import BASELINES, get_baseline
 from searchqa_agents.cli import main
 from searchqa_agents.config_help import conf_dir, options
-from searchqa_agents.loading import agent_env, agent_stamp, agent_temperature, check_agent
+from searchqa_agents.loading import agent_env, agent_stamp, agent_temperature, check_agent, chosen_dtype, measuring_dtype
 from searchqa_agents.settings import AgentSettings, BaselineSettings, EnvSettings, LMAgentSettings, ServerAgentSettings, WorldSettings
 from searchqa_agents.trajectory import load_trajectories
 from searchqa_envs.errors import ConfigurationError
@@ -226,3 +226,21 @@ def test_a_baseline_of_ones_own(line, tmp_path, monkeypatch, scripted_lm):
     [row] = [json.loads(row) for row in (tmp_path / "run" / "scores.jsonl").read_text().splitlines()]
     assert row["answer"] == "Vistula"
     assert row["turns"][0]["content"] == "Vistula"
+
+
+def test_a_small_model_on_a_cpu_is_measured_in_float64_unless_the_line_says_otherwise(tmp_path):
+    assert measuring_dtype("auto", "cpu", "shipped") == "float64"
+    assert measuring_dtype("float32", "cpu", "shipped") == "float32"
+    assert measuring_dtype("auto", "cuda", "shipped") == "float32"
+    assert measuring_dtype("auto", "cpu", "owner/model") == "float32"
+    (tmp_path / "config.json").write_text("{}")
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(201 << 20)
+    assert measuring_dtype("auto", "cpu", str(tmp_path)) == "float32"
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "adapter_config.json").write_text("{}")  # the weights beside it are not all
+    assert measuring_dtype("auto", "cpu", str(tmp_path)) == "float32"
+    assert chosen_dtype("float64", measuring=True).itemsize == 8
+    for measuring in (False, True):
+        with pytest.raises(ConfigurationError, match="dtype must be float32"):
+            chosen_dtype("float16" if measuring else "float64", measuring=measuring)

@@ -339,7 +339,7 @@ def test_one_language_model_plays_all_sets_and_each_set_as_it_does_alone(data: P
     assert both[4:] == scores(tmp_path / "alone").splitlines()
     stamp = json.loads((tmp_path / "both" / "stamp.json").read_text())
     agent = stamp["agent"]
-    assert (stamp["temperature"], agent["method"], agent["dtype"], len(agent["weights_sha256"])) == (1.0, "rag", "float32", 64)
+    assert (stamp["temperature"], agent["method"], agent["dtype"], len(agent["weights_sha256"])) == (1.0, "rag", "float64", 64)
 
 
 @pytest.mark.parametrize(
