@@ -19,7 +19,7 @@ def em_of(venv, script, count=24, **arguments):
     return evaluate(venv, ScriptedAgent.for_env(script, venv), questions, **arguments)
 
 
-@pytest.mark.parametrize("preset", ["easy", "medium", "hard"])
+@pytest.mark.parametrize("preset", ["easy", "deep", "medium", "hard"])
 @pytest.mark.parametrize("dialect", ["search-r1", "zerosearch", "r1-searcher"])
 def test_the_oracle_is_always_right(preset, dialect):
     result = em_of(make(preset=preset, dialect=dialect), "oracle")

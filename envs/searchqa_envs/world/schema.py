@@ -227,6 +227,12 @@ PRESETS: dict[str, WorldPreset] = {
             questions=(("bridge", 1, 24), ("bridge", 2, 24)),
         ),
         WorldPreset(
+            name="deep",
+            counts=(("film", 24), ("person", 40), ("city", 20), ("country", 8)),
+            relations=_SMALL,
+            questions=(("bridge", 1, 16), ("bridge", 2, 16), ("bridge", 3, 16)),
+        ),
+        WorldPreset(
             name="medium",
             counts=(("film", 40), ("person", 80), ("city", 40), ("country", 12), ("company", 20), ("book", 24), ("festival", 24)),
             relations=(
@@ -257,7 +263,7 @@ PRESETS: dict[str, WorldPreset] = {
         ),
     )
 }
-"""``easy``: the world of the two-minute training runs. ``medium``: more relations, aliases, distractor pages, every kind of question.
+"""``easy``: the world of the two-minute training runs. ``deep``: the same with questions of up to three hops. ``medium``: more relations, aliases, distractor pages, every kind of question.
 ``hard``: natural sentences and up to four hops."""
 
 

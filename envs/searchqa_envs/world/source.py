@@ -74,7 +74,7 @@ class WorldSource:
     ----------
     split : {"train", "dev", "test"}
     preset : str or WorldPreset
-        ``"easy"``, ``"medium"``, ``"hard"``, or a recipe of your own.
+        ``"easy"``, ``"deep"``, ``"medium"``, ``"hard"``, or a recipe of your own.
     world_seed : int
         At least 0. Different seeds give different worlds.
     num_worlds : int or None
