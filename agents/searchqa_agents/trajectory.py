@@ -55,6 +55,8 @@ class Trajectory:
         softmax), 0 where the mask is 0. None where the agent gives none.
     sampling_logprobs
         float32[T]: the same under the truncated distribution, when top-p or top-k cut it; else None.
+    advantages
+        float32[T]: the advantage with which an update weighed each sampled token, 0 where the mask is 0. None where nothing was learned from the episode.
     reward, reward_terms, metrics
         As the environment gave them at the end; terms and metrics are empty when the search back end was lost.
     retokenized
@@ -89,10 +91,11 @@ class Trajectory:
     seconds: Mapping[str, float] = field(default_factory=dict)
     stamp: Mapping[str, Any] = field(default_factory=dict)
     usage: Mapping[str, float] = field(default_factory=dict)
+    advantages: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)
-        for name in ("loss_mask", "logprobs", "sampling_logprobs"):
+        for name in ("loss_mask", "logprobs", "sampling_logprobs", "advantages"):
             array = getattr(self, name)
             if array is not None and array.shape != (length,):
                 raise ValueError(f"{name} must have one entry per token, shape ({length},); got {array.shape}.")
@@ -112,7 +115,10 @@ class Trajectory:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that JSON can hold; log-probabilities are kept for sampled tokens only, with all digits of float32."""
+        """Plain values that JSON can hold; log-probabilities and advantages are kept for sampled tokens only, with all digits of float32.
+
+        Without advantages there is no such key, so that earlier versions read the line too.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values |= {
             "schema_version": SCHEMA_VERSION,
@@ -124,6 +130,10 @@ class Trajectory:
             "golden_answers": list(self.golden_answers),
         }
         values |= {name: dict(values[name]) for name in ("reward_terms", "metrics", "seconds", "stamp", "usage")}
+        if self.advantages is None:
+            del values["advantages"]
+        else:
+            values["advantages"] = self._sampled(self.advantages)
         return values
 
     def _sampled(self, array: NDArray[np.float32] | None) -> list[float] | None:
@@ -150,6 +160,7 @@ class Trajectory:
             "loss_mask": loss_mask,
             "logprobs": spread(values["logprobs"]),
             "sampling_logprobs": spread(values["sampling_logprobs"]),
+            "advantages": spread(values.get("advantages")),
             "turns": tuple(_turn(turn) for turn in values["turns"]),
             "golden_answers": tuple(values["golden_answers"]),
         }

@@ -72,6 +72,20 @@ def test_json_keeps_every_bit_of_log_probabilities_and_every_text(logprobs, ques
     assert Trajectory.from_json(trajectory.to_json()) == trajectory
 
 
+@given(st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=2))
+def test_advantages_of_sampled_tokens_come_back_with_every_bit(advantages):
+    spread = np.array([0, 0, *advantages, 0], dtype=np.float32)
+    trajectory = make(advantages=spread)
+    assert len(trajectory.to_json()["advantages"]) == 2
+    assert Trajectory.from_json(trajectory.to_json()) == trajectory
+    assert trajectory != make()
+
+
+def test_without_advantages_a_line_is_what_earlier_versions_wrote_and_read():
+    assert "advantages" not in make().to_json()
+    assert Trajectory.from_json(make().to_json()).advantages is None
+
+
 def test_appending_after_a_crash_removes_the_unfinished_line(tmp_path):
     path = tmp_path / "t.jsonl"
     append_trajectories(path, [make()])
