@@ -70,11 +70,13 @@ def run_app(
     task: Callable[[Any, Path], object],
     line: Sequence[str],
     before: Callable[[Sequence[str]], object] | None = None,
+    multirun: bool = False,
 ) -> int:
     """Compose the configuration ``config_name`` with the overrides of ``line`` and call ``task(config, folder)`` for each job.
 
     ``config`` is the composed configuration, its types checked; ``folder`` is the job's run folder. ``before`` gets the whole line, also that of
-    a run that is resumed, before anything is composed. In a multirun, a job that fails does not stop the others.
+    a run that is resumed, before anything is composed. In a multirun, a job that fails does not stop the others. ``multirun`` is for a configuration
+    that is one without ``-m`` (its ``hydra.mode`` says so): it names the jobs' folders itself, by ``hydra.sweep.subdir``.
     """
     import hydra
 
@@ -86,7 +88,7 @@ def run_app(
     line = with_parts(_with_resume(list(line)))
     if before is not None:
         before(line)
-    line = _with_sweep_folders(line)
+    line = _with_sweep_folders(line, multirun)
     dry_run = _last_value(line, "dry_run", "false").lower() in ("true", "yes", "on", "1")
     sweep_file = Path(_last_value(line, "hydra.sweep.dir", "nowhere")) / SWEEP_FILE
     sweep = sweep_file.read_bytes() if sweep_file.is_file() else None
@@ -333,10 +335,13 @@ def _options_first(line: Sequence[str]) -> list[str]:
     return [*options, *overrides]
 
 
-def _with_sweep_folders(line: list[str]) -> list[str]:
-    """In a multirun: ``run_dir`` is the sweep's folder, and jobs' folders are named by what differs between them, such as ``algo-ppo_seed-1``."""
+def _with_sweep_folders(line: list[str], multirun: bool = False) -> list[str]:
+    """In a multirun: ``run_dir`` is the sweep's folder, and jobs' folders are named by what differs between them, such as ``algo-ppo_seed-1``.
+
+    With ``multirun``, the configuration names the jobs' folders.
+    """
     ablation = _last_value(line, "ablation", "null")
-    if not {"-m", "--multirun"} & set(line):
+    if not multirun and not {"-m", "--multirun"} & set(line):
         if ablation != "null" and not {"-c", "--cfg"} & set(line):
             raise ConfigurationError(f"ablation={ablation} is a comparison of several runs: `searchqa train -m ablation={ablation}`.")
         return line
@@ -345,6 +350,8 @@ def _with_sweep_folders(line: list[str]) -> list[str]:
     line = [word for word in line if word.partition("=")[0] != "run_dir"]
     if folder and "hydra.sweep.dir" not in given:
         line.append(f"hydra.sweep.dir='{folder}'")
+    if multirun:
+        return line
     overrides = OverridesParser.create().parse_overrides([word for word in line if not word.startswith("-") and "=" in word])
     swept = [override for override in overrides if override.is_sweep_override()]
     choices = [choice for override in swept for choice in (override.input_line or "?").split(",")]
