@@ -1,0 +1,112 @@
+"""MkDocs hook: notebooks and linked sources become pages, links lead to them, and nothing in the built site asks another host."""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from docs_pages import ROOT, for_site, is_elsewhere, linked_files, notebook_page, place_in_site, source_page
+
+log = logging.getLogger("mkdocs.plugins.docs_hook")  # warnings below this name fail a strict build
+
+_AWAITED = ("benchmark.md", "sweeps.md", "report_page.md", "watching.md")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Leave pages out of the navigation that are being written."""
+    missing = [name for name in _AWAITED if not (Path(config.docs_dir) / name).exists()]
+
+    def there(entries: list[object]) -> list[object]:
+        kept: list[object] = []
+        for entry in entries:
+            if isinstance(entry, dict):
+                [(title, below)] = entry.items()
+                if below not in missing:
+                    kept.append({title: there(below) if isinstance(below, list) else below})
+            else:
+                kept.append(entry)
+        return kept
+
+    config.nav = there(config.nav or [])
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add a page for each notebook and for each file outside docs/ that a page links to."""
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        path = f"notebooks/{notebook.name}"
+        text, pictures = notebook_page(path, notebook.read_text(encoding="utf-8"))
+        files.append(File.generated(config, place_in_site(path), content=text))
+        for name, content in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
+    waiting = [(f"docs/{file.src_uri}", file.content_string) for file in files.documentation_pages() if not file.generated_by]
+    while waiting:
+        path, text = waiting.pop()
+        for target in linked_files(text, path):
+            place = place_in_site(target)
+            if files.get_file_from_path(place):
+                continue
+            if not (ROOT / target).is_file():
+                log.warning("%s links to %s, which is no file of the repository.", path, target)
+                continue
+            linked = (ROOT / target).read_text(encoding="utf-8")
+            files.append(File.generated(config, place, content=source_page(target, linked), inclusion=InclusionLevel.NOT_IN_NAV))
+            if target.endswith(".md"):
+                waiting.append((target, linked))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let links out of docs/ lead to their pages in the site."""
+    return markdown if page.file.generated_by else for_site(markdown, f"docs/{page.file.src_uri}")
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Show references of docstrings, such as ``:class:`~a.b.C```, as the last name in code."""
+    return re.sub(r":\w+:<code>~?(?:[\w.]+\.)?(\w+)</code>", r"<code>\1</code>", html)
+
+
+class _Asked(HTMLParser):
+    """What a browser loads for a page by itself: scripts, styles, pictures, frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        wanted = {"script": "src", "img": "src", "iframe": "src", "link": "href", "source": "src", "video": "src", "object": "data"}.get(
+            tag
+        )
+        if wanted and given.get(wanted) and given.get("rel") != "canonical":
+            self.addresses.append(str(given[wanted]))
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Warn of every page, style and script that would load something from another host, or something that is not there."""
+    site = Path(config.site_dir)
+    for page in sorted(site.rglob("*.html")):
+        asked = _Asked()
+        asked.feed(page.read_text(encoding="utf-8"))
+        for address in dict.fromkeys(asked.addresses):
+            if is_elsewhere(address) and not address.startswith("data:"):
+                log.warning("%s loads %s from another host.", page.relative_to(site), address)
+            elif not is_elsewhere(address) and page.name != "404.html":
+                path = posixpath.normpath(
+                    posixpath.join(page.relative_to(site).parent.as_posix(), address.partition("#")[0].partition("?")[0])
+                )
+                if not (site / path).exists():
+                    log.warning("%s loads %s, which is not in the site.", page.relative_to(site), address)
+    for style in sorted(site.rglob("*.css")):
+        for address in re.findall(r"url\(['\"]?(https?:|//)[^)]*\)|@import\s+['\"]?(?:https?:|//)", style.read_text(encoding="utf-8")):
+            log.warning("%s loads %s from another host.", style.relative_to(site), address)
