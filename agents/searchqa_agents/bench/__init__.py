@@ -1,0 +1,1 @@
+"""The benchmark: suites of tasks, jobs that train on them, results files and what they say together."""
