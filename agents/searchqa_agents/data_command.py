@@ -1,4 +1,4 @@
-"""``searchqa data``: list, download, verify, merge and select question sets; write them as rows for training engines."""
+"""``searchqa data``: list, download, verify, merge and select question sets; write them as rows for training engines; export episodes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from searchqa_agents import export_command
 from searchqa_envs.datasets.location import SetFiles, data_roots, find_corpus, find_set
 from searchqa_envs.datasets.registry import COLLECTIONS, DATASETS
 from searchqa_envs.errors import ConfigurationError, SearchQAError
@@ -54,7 +55,7 @@ def _select(line: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="searchqa data",
-        description="Question sets: what is on this machine, download, check, merge, select by difficulty, rows for training engines.",
+        description="Question sets: what is on this machine, download, check, merge, select by difficulty, rows for training engines; episodes exported.",
         epilog=_WHERE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -137,6 +138,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_data_dir(rows)
     rows.set_defaults(run=_write_rows)
+
+    export = commands.add_parser(
+        "export",
+        help="write the episodes of runs as Parquet or as a Minari data set",
+        description=export_command.ABOUT,
+        epilog=export_command.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    export_command.add_arguments(export)
+    export.set_defaults(run=export_command.run)
     return parser
 
 
