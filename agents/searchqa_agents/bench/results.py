@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -522,12 +523,12 @@ class _Object:
 
     def number(self, name: str, least: float = -math.inf, most: float = math.inf) -> float:
         kind = int if type(self.rest.get(name)) is int else float
-        value = float(self.take(name, kind))
-        if not math.isfinite(value):
+        value = self.take(name, kind)
+        if not abs(value) <= sys.float_info.max:  # nor a whole number that no float holds
             raise self.error(name, "must be finite", value)
         if not least <= value <= most:
             raise self.error(name, f"must be at least {least:g}" if most == math.inf else f"must be between {least:g} and {most:g}", value)
-        return value
+        return float(value)
 
     def plain(self, name: str) -> dict[str, Any]:
         """A mapping of any JSON, with finite numbers."""
