@@ -92,7 +92,7 @@ def _play_part(settings: EvalSettings, path: Path, part: Part, argv: list[str], 
     """What such a process does: it says (episodes played, a few words) now and then, None at its end, or the error that ended it."""
     from searchqa_agents.eval_plan import plan_sets
     from searchqa_agents.eval_run import play
-    from searchqa_agents.hydra_app import set_threads
+    from searchqa_agents.threads import set_threads
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt of the terminal is told to the first process, which ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -16,6 +16,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -23,12 +24,25 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import searchqa_conf  # noqa: F401, registers resolvers, also in a launcher's processes
 from searchqa_agents.launch import place
+from searchqa_agents.multirun import (
+    OPTUNA,
+    SWEEP_FILE,
+    JobFailedError,
+    Launch,
+    conclude,
+    launching,
+    stopped,
+    wants_values,
+    with_optuna_defaults,
+)
+from searchqa_agents.objective import objective_of
 from searchqa_agents.runs import SUMMARY_FILE, RunFolder, RunFolderError, check_run_folder, replace_file
 from searchqa_agents.settings import with_parts
+from searchqa_agents.sweeps import FAILED, FINISHED, KILLED, REFUSED, JobRecord, Sweep
+from searchqa_agents.threads import set_threads
 from searchqa_envs.errors import ConfigurationError
 
 CONFIG_PATH = "pkg://searchqa_conf"
-SWEEP_FILE = "multirun.yaml"
 OVERRIDES_FILE = "overrides.yaml"
 """What ``resume=`` begins with. Hydra's own record is no use: it is also written for a line that is then refused."""
 FIXED_KEYS = ("env", "seed", "agent", "start", "lora", "questions", "stages", "evaluation")
@@ -75,15 +89,19 @@ def run_app(
     """Compose the configuration ``config_name`` with the overrides of ``line`` and call ``task(config, folder)`` for each job.
 
     ``config`` is the composed configuration, its types checked; ``folder`` is the job's run folder. ``before`` gets the whole line, also that of
-    a run that is resumed, before anything is composed. In a multirun, a job that fails does not stop the others. ``multirun`` is for a configuration
-    that is one without ``-m`` (its ``hydra.mode`` says so): it names the jobs' folders itself, by ``hydra.sweep.subdir``.
-    """
-    import hydra
+    a run that is resumed, before anything is composed. In a multirun, a job that fails or is killed does not stop the others. ``multirun`` is for a
+    configuration that is one without ``-m`` (its ``hydra.mode`` says so): it names the jobs' folders itself, by ``hydra.sweep.subdir``.
 
+    Raises
+    ------
+    SweepFailedError
+        At the end of a multirun of which some jobs did not finish.
+    """
     if place().world_size > 1 and config_name != "train":
         raise ConfigurationError(
             f"`searchqa {config_name}` works in one process; start it without torchrun. `searchqa train` works in several."
         )
+    launch = Launch.of(config_name.replace("_", " "), line)
     resumed = _last_value(line, "resume", "null") not in ("", "null")
     line = with_parts(_with_resume(list(line)))
     if before is not None:
@@ -100,16 +118,16 @@ def run_app(
         with tempfile.TemporaryDirectory() as nowhere:
             if dry_run or place().rank:  # leaves no folder behind; of several processes, the first writes
                 line += [f"hydra.run.dir='{nowhere}'", f"hydra.sweep.dir='{nowhere}'", "hydra.output_subdir=null", "hydra/job_logging=none"]
-            sys.argv = [f"searchqa {config_name}", *_options_first(line)]
-            job = _Job(task, config_name, resumed)
-            hydra.main(config_path=CONFIG_PATH, config_name=config_name, version_base="1.3")(job)()
+            with launching(launch):
+                _carry_out(launch, line, _Job(task, config_name, resumed, line, launch.id))
+                if launch.sweep is not None:
+                    _write(conclude(launch))
     except _JobFailed as failed:
         raise failed.error from None
-    except RunFolderError:
-        if sweep is not None:  # Hydra has written the line that was refused over the one that the sweep was begun with
-            replace_file(sweep_file, lambda partial: partial.write_bytes(sweep))
-        raise
     finally:
+        if sweep is not None and launch.sweep is not None and _was_refused(launch):
+            # Hydra has written the line that was refused over the one that the sweep was begun with
+            replace_file(sweep_file, lambda partial: partial.write_bytes(sweep))
         sys.argv = arguments
         for handler in root.handlers:
             if handler not in handlers:  # Hydra's, of this run
@@ -123,6 +141,43 @@ def run_app(
     return 0
 
 
+def _carry_out(launch: Launch, line: Sequence[str], job: _Job) -> None:
+    """Let Hydra run the jobs of a line. A launcher that gives up because a job's process was killed is started again for the others."""
+    import hydra
+
+    words = _options_first(line)
+    while True:
+        sys.argv = [f"searchqa {job.__name__}", *words]
+        try:
+            hydra.main(config_path=CONFIG_PATH, config_name=job.__name__, version_base="1.3")(job)()
+        except JobFailedError:  # of a sweeper that has seen too many; the records say which
+            return
+        except KeyboardInterrupt:
+            if launch.sweep is not None:
+                _write(stopped(launch))
+            raise
+        except Exception as error:
+            killed = launch.sweep.settle(launch.id) if launch.sweep is not None else []
+            if launch.sweep is None or not killed:
+                raise
+            logger.warning("Killed: %s (%s: %s). Going on.", ", ".join(killed), type(error).__name__, " ".join(str(error).split()))
+            words = [*_options_first(line), f"hydra.sweep.dir='{launch.sweep.folder}'"]
+        else:
+            return
+
+
+def _was_refused(launch: Launch) -> bool:
+    """Whether a job's folder holds something else than this line asks for."""
+    jobs = launch.sweep.jobs() if launch.sweep is not None else []
+    return any(attempt.status == REFUSED and attempt.launch == launch.id for job in jobs for attempt in job.history)
+
+
+def _write(text: str) -> None:
+    from rich.console import Console
+
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class _JobFailed(BaseException):
     """Carries a job's error past Hydra, which would print a trace of its own; no ``Exception``, so that Hydra lets it through."""
 
@@ -134,29 +189,65 @@ class _JobFailed(BaseException):
 class _Job:
     """The task function; a class, so that launchers can send it to other processes."""
 
-    def __init__(self, task: Callable[[Any, Path], object], config_name: str, resumed: bool) -> None:
+    def __init__(self, task: Callable[[Any, Path], object], config_name: str, resumed: bool, line: Sequence[str], launch: str) -> None:
         self.task = task
         self.resumed = resumed
+        self.line = list(line)
+        self.launch = launch
         self.__module__ = task.__module__
         self.__name__ = config_name
 
     def __call__(self, config: DictConfig) -> object:
         hydra_config = HydraConfig.get()
         set_threads(config.get("threads"))
-        if sys.argv[0] == f"searchqa {self.__name__}":  # for the stamp: Hydra wants the whole command in one word
-            sys.argv = ["searchqa", *self.__name__.split("_"), *sys.argv[1:]]
+        sys.argv = ["searchqa", *self.__name__.split("_"), *self.line]  # for the stamp, also in a launcher's process
         token = _resumed.set(self.resumed)
         try:
+            if hydra_config.mode == RunMode.MULTIRUN and not config.get("dry_run"):
+                return self._recorded(config, hydra_config)
             return self.task(config, Path(hydra_config.runtime.output_dir))
         except Exception as raised:
-            error = _with_whole_key(raised, config)
-            if hydra_config.mode == RunMode.MULTIRUN and not config.get("dry_run"):
-                # Hydra goes on with the other jobs, and raises this once they are done
-                logger.error("Job %s (%s) failed: %s", hydra_config.job.num, hydra_config.job.override_dirname, error)
+            if isinstance(raised, JobFailedError):
                 raise
-            raise _JobFailed(error) from raised
+            raise _JobFailed(_with_whole_key(raised, config)) from raised
         finally:
             _resumed.reset(token)
+
+    def _recorded(self, config: DictConfig, hydra_config: Any) -> float | None:
+        """A job of a sweep: its objective; None where none is asked for, or where it did not finish and the sweeper goes on regardless."""
+        path = Path(hydra_config.runtime.output_dir)
+        folder = Path(hydra_config.sweep.dir)
+        name = Path(os.path.relpath(path, folder)).as_posix()
+        sweep, key = Sweep(folder), config.get("objective")
+
+        def done(record: JobRecord | None) -> bool:
+            return is_finished(path, config) if record is None else _has_settings(path, config) and _has_results(path)
+
+        def value() -> float | None:
+            return objective_of(path, key) if key is not None or wants_values(hydra_config) else None
+
+        def work() -> float | None:
+            try:
+                self.task(config, path)
+            except MissingMandatoryValue as raised:
+                raise _with_whole_key(raised, config) from raised
+            return value()
+
+        retry = bool(config.get("retry", True))
+        left = sweep.begin(name, hydra_config.overrides.task, self.launch, retry=retry, done=done)
+        if left == FINISHED:
+            _write(f"{path} is finished: nothing to do.")
+            return value()
+        if left is None:
+            found, error = sweep.carry_out(name, work)
+        else:
+            found, error = None, f"is left as it is: {left}"
+        if error is not None:
+            if left not in (FAILED, KILLED):  # of which the end of the sweep tells
+                logger.error("Job %s (%s) %s", hydra_config.job.num, name, error if left else f"failed: {error}")
+            if wants_values(hydra_config):
+                raise JobFailedError(f"{name}: {error}")
+        return found
 
 
 def _with_whole_key(error: Exception, config: DictConfig) -> Exception:
@@ -164,15 +255,6 @@ def _with_whole_key(error: Exception, config: DictConfig) -> Exception:
     missing = sorted(OmegaConf.missing_keys(config)) if isinstance(error, MissingMandatoryValue) else []
     said = [key for key in missing if re.search(rf"\b{re.escape(key.rpartition('.')[2])}\b", str(error))]
     return MissingMandatoryValue(f"missing mandatory value: {said[0]}") if said else error
-
-
-def set_threads(threads: int | None) -> None:
-    """Set how many threads numpy and torch use, as far as it can still be set, in this process and those it starts."""
-    if threads is None:
-        return
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when numpy and torch are loaded
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
 
 
 def write_config(folder: RunFolder, config: DictConfig, free: Sequence[str] = ()) -> None:
@@ -264,11 +346,28 @@ def _retrained(before: Mapping[str, Any], now: Mapping[str, Any], *, finished: b
 
 def is_finished(path: Path, config: DictConfig) -> bool:
     """Whether the folder holds a run of this very configuration that came to its end."""
+    return (path / SUMMARY_FILE).is_file() and _has_settings(path, config)
+
+
+def _has_results(path: Path) -> bool:
+    return (path / SUMMARY_FILE).is_file() or (path / "model").is_dir()
+
+
+def _has_settings(path: Path, config: DictConfig) -> bool:
+    """Whether the folder is that of a run of this very configuration."""
     file = path / "config.yaml"
-    if not (file.is_file() and (path / SUMMARY_FILE).is_file()):
+    if not file.is_file():
         return False
     now, before = _resolved(config), _resolved(OmegaConf.load(file))
-    own = ("run_dir", "name", "dry_run", "plan")  # when a run was begun, and what it is called, change nothing
+    own = (
+        "run_dir",
+        "name",
+        "dry_run",
+        "plan",
+        "retry",
+        "objective",
+        "threads",
+    )  # when, how and under what name a run was begun change nothing
     return {k: v for k, v in now.items() if k not in own} == {k: v for k, v in before.items() if k not in own}
 
 
@@ -305,7 +404,14 @@ def _with_resume(line: list[str]) -> list[str]:
                 f"{path} cannot be resumed: {saved_file} is missing. Give the same line as before with run_dir={folder} instead."
             )
         begun = list(OmegaConf.load(saved_file))
-    theirs = {word.partition("=")[0] for word in line} | {"run_dir", "resume", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.mode"}
+    theirs = {word.partition("=")[0] for word in line} | {
+        "run_dir",
+        "resume",
+        "retry",
+        "hydra.sweep.dir",
+        "hydra.sweep.subdir",
+        "hydra.mode",
+    }
     saved = [str(word) for word in begun if str(word).partition("=")[0] not in theirs]
     return [*saved, *line, f"run_dir='{folder}'"]
 
@@ -338,7 +444,7 @@ def _options_first(line: Sequence[str]) -> list[str]:
 def _with_sweep_folders(line: list[str], multirun: bool = False) -> list[str]:
     """In a multirun: ``run_dir`` is the sweep's folder, and jobs' folders are named by what differs between them, such as ``algo-ppo_seed-1``.
 
-    With ``multirun``, the configuration names the jobs' folders.
+    With ``multirun``, the configuration names the jobs' folders. A search by Optuna has its defaults.
     """
     ablation = _last_value(line, "ablation", "null")
     if not multirun and not {"-m", "--multirun"} & set(line):
@@ -350,12 +456,12 @@ def _with_sweep_folders(line: list[str], multirun: bool = False) -> list[str]:
     line = [word for word in line if word.partition("=")[0] != "run_dir"]
     if folder and "hydra.sweep.dir" not in given:
         line.append(f"hydra.sweep.dir='{folder}'")
-    if multirun:
+    line = with_optuna_defaults(line)
+    if multirun and OPTUNA not in line:
         return line
     overrides = OverridesParser.create().parse_overrides([word for word in line if not word.startswith("-") and "=" in word])
     swept = [override for override in overrides if override.is_sweep_override()]
-    choices = [choice for override in swept for choice in (override.input_line or "?").split(",")]
-    plain = all(re.fullmatch(r"[\w.:+~=-]{1,60}", choice) for choice in choices)
+    plain = all(re.fullmatch(r"[\w.:+~=-]{1,60}", choice) for override in swept for choice in _choices(override))
     if (swept or ablation != "null") and plain and "hydra.sweep.subdir" not in given:
         same = sorted({override.key_or_group for override in overrides} - {override.key_or_group for override in swept})
         kept = "seed" if ablation != "null" else None  # so that a line with one seed and a later one with all have the same folders
@@ -364,6 +470,15 @@ def _with_sweep_folders(line: list[str], multirun: bool = False) -> list[str]:
         line += ["hydra.sweep.subdir=${hydra.job.override_dirname}", f"{naming}.exclude_keys=[{','.join(same)}]"]
         line += [f"{naming}.kv_sep='-'", f"{naming}.item_sep='_'"]
     return line
+
+
+def _choices(override: Override) -> list[str]:
+    """The values that a swept key takes, as they would stand in a folder's name; ``?`` for those that cannot be known yet."""
+    if override.is_interval_sweep():
+        return []
+    if override.value_type == ValueType.GLOB_CHOICE_SWEEP or not override.is_discrete_sweep():
+        return ["?"]
+    return [str(value) for value in override.sweep_string_iterator()]
 
 
 def explained_override(error: BaseException) -> str | None:

@@ -206,6 +206,8 @@ class RunSettings:
     device: str = MISSING
     dtype: str = MISSING
     dry_run: bool = MISSING
+    retry: bool = True
+    objective: str | None = None
 
 
 @dataclass

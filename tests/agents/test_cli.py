@@ -344,7 +344,7 @@ def test_supervised_fine_tuning_has_the_same_measures_and_is_compared_in_a_sweep
     assert main(line) == 1
     assert "another seed" in capsys.readouterr().err
     names = {"algo-grpo_seed-0", "algo-grpo_seed-1", "algo-sft_seed-0", "algo-sft_seed-1"}
-    assert {path.name for path in sweep.iterdir() if path.is_dir()} == names
+    assert {path.name for path in sweep.iterdir() if path.is_dir()} == {*names, "jobs"}
     finished = {name: (sweep / name / "summary.json").read_text() for name in names - {blocked.name}}
     (blocked / "config.yaml").unlink()
     assert main([*line, "sft.learning_rate=1e-5"]) == 1  # finished runs would be told as trained with it

@@ -1,0 +1,37 @@
+"""How many threads numpy and torch use, in this process and in those it starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""What libraries read when they are loaded."""
+
+
+def set_threads(threads: int | None) -> None:
+    """Limit the threads of numpy's and torch's libraries, whether or not they are loaded yet, also for processes that this one starts; None for no limit."""
+    if threads is None:
+        return
+    from threadpoolctl import threadpool_limits
+
+    for name in VARIABLES:
+        os.environ[name] = str(threads)
+    threadpool_limits(limits=threads)  # of those that are loaded
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def too_many_threads(jobs: int, threads: int | None, own_cores: int) -> str | None:
+    """What to say where ``jobs`` side by side with ``threads`` each want more cores than there are; None where they do not."""
+    each = own_cores if threads is None else threads
+    if jobs <= 1 or jobs * each <= own_cores:
+        return None
+    fitting = max(1, own_cores // jobs)
+    way = f"threads={fitting} gives each its share" if fitting < each else "fewer jobs at a time are quicker"
+    return f"{jobs} jobs side by side with {each} threads each want {jobs * each} cores, and this machine has {own_cores}: {way}."
