@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-engines check format bench bench-retrieval checkpoint simulator wheel clean
+.PHONY: help run test test-slow test-engines check format docs docs-serve bench bench-retrieval checkpoint simulator wheel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -56,6 +56,17 @@ format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs ## build the documentation site into site/; a broken link, or anything that would be loaded from another host, is an error
+	$(BIN)/python scripts/docs_pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+docs-serve: $(VENV)/.docs ## serve the documentation site, made again as pages change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
 $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.test
 	$(PIP) --editable '.[bench]'
 	@touch $@
@@ -92,4 +103,4 @@ wheel: $(VENV)/.dev ## build the wheel and the sdist
 	$(PIP) build && $(BIN)/python -m build
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
