@@ -324,30 +324,26 @@ def write_picture(path: Path) -> Path | None:
 
 
 def write_page(path: Path, sets: Mapping[str, Sequence[Trajectory]] | None = None) -> Path:
-    """Write ``report.html``: the table, the picture, and the trajectories (those given, else those in the folder)."""
-    from searchqa_agents.trajectory import load_trajectories
+    """Write ``report.html``: the table, curves or picture, and the trajectories (those given, else those in the folder), as many as a page shows."""
+    from searchqa_agents.curves import run_panels
+    from searchqa_agents.page_sets import cut_sets, folder_sets
     from searchqa_agents.viewer import build_page
 
-    summary_file = path / "summary.json"
-    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {"columns": [], "rows": []}
-    if sets is None:
-        files = sorted(
-            (path / "trajectories").glob("[!.]*.jsonl*"), key=lambda file: (file.stem.partition("-")[0] == "rollouts", file.name)
-        )
-        sets = {file.name.partition(".")[0]: load_trajectories(file) for file in files}
-        order = [name for name in ("before", "after", *summary.get("sets", {})) if name in sets]
-        sets = {name: sets[name] for name in [*order, *(name for name in sets if name not in order)]}
-    picture_file = path / (PICTURE_FILE if is_evaluation(path) else "learning_curve.png")
+    summary_file = path / SUMMARY_FILE
+    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
+    chosen, left_out = folder_sets(path, summary.get("sets", {})) if sets is None else cut_sets(sets)
+    picture_file = path / PICTURE_FILE
     stamp, searches = _stamp(path), read_searches(path)
     page = build_page(
-        sets,
+        chosen,
         page_tokenizer(path, stamp),
         title=str(summary.get("name", path.name)),
         subtitle=f"{path.name} · {search_line(searches['total'])}" if searches else path.name,
-        table=(summary["columns"], summary["rows"]),
+        table=(summary.get("columns", ()), summary.get("rows", ())),
         stamp=stamp,
-        picture=picture_file.read_bytes() if picture_file.is_file() else None,
-        notes=lines_beneath(summary, stamp),
+        picture=picture_file.read_bytes() if is_evaluation(path) and picture_file.is_file() else None,
+        notes=[*lines_beneath(summary, stamp), *left_out],
+        curves=run_panels(read_metrics(path), summary.get("measures", {})),
     )
     file = path / "report.html"
     replace_file(file, lambda partial: partial.write_text(page, encoding="utf-8"))
