@@ -60,9 +60,10 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[docs]'
 	@touch $@
 
+# Not with --quiet: mkdocs then counts no warnings, and --strict finds none.
 docs: $(VENV)/.docs ## build the documentation site into site/; a broken link, or anything that would be loaded from another host, is an error
 	$(BIN)/python scripts/docs_pages.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 docs-serve: $(VENV)/.docs ## serve the documentation site, made again as pages change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
