@@ -112,6 +112,7 @@ Examples:
         """usage: searchqa report [--markdown] [--save FILE.json] FOLDER [FOLDER ...]
        searchqa report [--markdown] FILE.json [FILE.json ...]
        searchqa report compare A B [C ...] [--allow KEY,KEY] [--metric NAME,NAME] [--markdown] [--json]
+       searchqa report page RUN_OR_TRAJECTORIES [...] [--out FILE] [--most N]
        searchqa report published [--system S] [--model M] [--markdown] [--json]
 
 A folder is that of a run, or one with runs beneath it, such as a sweep's. Writes picture and report.html into each run's folder again and prints a
@@ -123,6 +124,7 @@ a row for each variant, with paired differences from the first, and comparison.p
 
 compare sets evaluations beside each other, with paired differences, and refuses those that were not measured alike; published lists the published tables
 of Search-R1, R1-Searcher and ZeroSearch, whose rows can stand in a comparison. `searchqa report compare --help` tells more.
+page writes one page of the trajectories of several runs or files: two runs, or two checkpoints, side by side on the same questions.
 
 Examples:
   searchqa report runs/2026-11-20_10-00-00-train-world-grpo
@@ -130,6 +132,7 @@ Examples:
   searchqa report runs/mask --save results/mask.json
   searchqa report --markdown runs/ablation
   searchqa report compare runs/mine runs/baseline
+  searchqa report page runs/mine runs/baseline --out both.html
   searchqa report published --system zerosearch""",
     ),
     "recipe": Command(
@@ -175,6 +178,7 @@ PLAIN_STEPS = {
     ("eval", "score"): "score_command",
     ("eval", "judge"): "judge_command",
     ("report", "compare"): "compare_command",
+    ("report", "page"): "page_command",
     ("report", "published"): "published_results",
 }
 """Commands of two words, and the module that has their ``main``."""
