@@ -129,16 +129,13 @@ def _to_parquet(files: Sequence[Path], target: Path, rows: Any, left_out: Counte
     return f"{episodes:,} episodes of {len(files):,} files, {written:,} rows ({rows}), {target.stat().st_size / 1e6:,.1f} MB: {target}"
 
 
-def _common_stamp(files: Sequence[Path]) -> dict[str, Any] | None:
+def _common_stamp(files: Sequence[Path]) -> dict[str, Any]:
     """The stamp of the run, where all files are of one."""
-    import json
+    from searchqa_agents.runs import read_stamp
 
     folders = {run_of(file) for file in files}
     folder = folders.pop() if len(folders) == 1 else None
-    if folder is None or not (folder / "stamp.json").is_file():
-        return None
-    stamp: dict[str, Any] = json.loads((folder / "stamp.json").read_text(encoding="utf-8"))
-    return stamp
+    return {} if folder is None else read_stamp(folder)
 
 
 def _to_minari(files: Sequence[Path], name: str, arguments: argparse.Namespace, left_out: Counter[str]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +23,7 @@ DESCRIPTION_WIDTH = 29
 class Advance:
     """``advance(done, note)``: how many units are finished so far (not the increment), and a few words such as "em 0.52"; ``say`` adds a line."""
 
-    def __init__(self, show: Callable[[int, str], None], console: Console) -> None:
+    def __init__(self, show: Callable[[int, str], None], console: Console | Callable[[str], None]) -> None:
         self._show = show
         self._console = console
 
@@ -30,7 +32,30 @@ class Advance:
 
     def say(self, text: str) -> None:
         """Write a line above the bar, or among the other lines."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if isinstance(self._console, Console):
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            self._console(text)
+
+
+class Display(Protocol):
+    """What shows progress in the place of bars and lines, while it is in :func:`shown_on`."""
+
+    def task(self, description: str, total: int) -> AbstractContextManager[Advance]:
+        """As :func:`progress`."""
+
+
+_display: ContextVar[Display | None] = ContextVar("display", default=None)
+
+
+@contextmanager
+def shown_on(display: Display) -> Iterator[None]:
+    """Let a display show all progress that is begun within."""
+    token = _display.set(display)
+    try:
+        yield
+    finally:
+        _display.reset(token)
 
 
 @contextmanager
@@ -39,6 +64,11 @@ def progress(description: str, total: int, console: Console | None = None) -> It
 
     Yields an :class:`Advance`. Where the output is not a terminal, a line is written at most every 15 seconds, with the time left, and one at the end.
     """
+    display = _display.get()
+    if display is not None and console is None:
+        with display.task(description, total) as advance:
+            yield advance
+        return
     console = console or Console(stderr=True)
     with (_bar if console.is_terminal else _lines)(description, total, console) as advance:
         yield advance
@@ -71,11 +101,12 @@ class _Figures(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         done, total = int(task.completed), int(task.total or 0)
-        time_shown = _clock(task.elapsed or 0) if task.finished or not task.time_remaining else f"{_clock(task.time_remaining)} left"
+        time_shown = clock(task.elapsed or 0) if task.finished or not task.time_remaining else f"{clock(task.time_remaining)} left"
         return Text(f"{done:>{len(str(total))}}/{total}  {time_shown}  {task.fields['note']}")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Such as "03:20", or "1:03:20"."""
     return str(timedelta(seconds=int(seconds))).removeprefix("0:")
 
 
@@ -90,7 +121,7 @@ def _lines(description: str, total: int, console: Console) -> Iterator[Advance]:
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last, shown = now, latest
-            left = f", {_clock((now - started) / done * (total - done))} left" if 0 < done < total else ""
+            left = f", {clock((now - started) / done * (total - done))} left" if 0 < done < total else ""
             console.print(f"{latest}{left}", highlight=False, markup=False, soft_wrap=True)
 
     yield Advance(advance, console)

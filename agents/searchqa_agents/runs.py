@@ -5,7 +5,7 @@
         overrides.yaml              the line that began it, for resume=
         stamps.json                 the stamp of each time that it was begun or gone on with
         metrics.jsonl               one line per logged step, appended and flushed
-        tensorboard/<phase>/        the same for TensorBoard
+        tensorboard/<phase>/        the same for TensorBoard, with a sample episode now and then; run/ has the settings and the table at the end
         checkpoints/<phase>-<step>/ the last few, the best, and those marked to be kept
         searches.jsonl              what searching has cost, one line per rollout; kept also of steps that are taken again
     trajectories/*.jsonl.gz     episodes as tokens
@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from searchqa_envs.errors import SearchQAError
 from searchqa_retrievers.types import RetrieverError
@@ -49,6 +49,8 @@ SEARCHES_FILE = "searches.jsonl"
 STAMPS_FILE = "stamps.json"
 SUMMARY_FILE = "summary.json"
 TOKENIZER_FOLDER = "tokenizer"
+RUN_WRITER = "run"
+"""TensorBoard's folder of what is said once of a run."""
 OWN_TO_A_RUN = frozenset({"seed", "command", "commit", "threads", "cpus", "packages", "python", "platform", "searchqa_gym"})
 """Parts of a stamp that may differ between runs whose mean is still meaningful."""
 
@@ -75,6 +77,22 @@ class Checkpoint(NamedTuple):
     created: float
     score: float | None
     keep: bool
+
+
+class Watcher(Protocol):
+    """Who is told what a run logs, beside its files: a terminal, or Weights & Biases. It raises nothing, so that no run ends for who watches it."""
+
+    def log(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
+        """A line of ``metrics.jsonl``: ``values`` without phase and step."""
+
+    def episode(self, phase: str, step: int, trajectory: Trajectory, *, kept: bool) -> None:
+        """A sample episode; ``kept`` where the run keeps the episodes of this step."""
+
+    def finished(self, summary: Mapping[str, Any], page: Path | None) -> None:
+        """The run has come to its end."""
+
+    def close(self, failed: bool) -> None:
+        """The folder is closed, after an error if ``failed``."""
 
 
 class RunFolder:
@@ -107,22 +125,26 @@ class RunFolder:
         self._lines = len(drop_unfinished_line(self.path / METRICS_FILE))
         _cut_unfinished_line(self.path / SEARCHES_FILE)
         self._writers: dict[str, SummaryWriter] = {}
+        self.watchers: list[Watcher] = []
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
-    def close(self) -> None:
-        """Close the TensorBoard files and let other processes in."""
+    def close(self, failed: bool = False) -> None:
+        """Close the TensorBoard files and those who watch, and let other processes in."""
         try:
+            for watcher in self.watchers:
+                watcher.close(failed)
             for writer in self._writers.values():
                 writer.close()
         except OSError as error:  # what metrics.jsonl holds is not lost by it
             logger.warning("%s: TensorBoard's files could not be closed: %s", self.path, error)
         finally:
             self._writers.clear()
+            self.watchers.clear()
             self._lock.release()
 
     def _clear_partial_files(self) -> None:
@@ -258,6 +280,57 @@ class RunFolder:
                 if isinstance(value, (int, float)):
                     writer.add_scalar(name, value, step)
             writer.flush()
+        for watcher in self.watchers:
+            watcher.log(phase, int(step), {"seconds": line["seconds"], **values})
+
+    def show_episode(self, phase: str, step: int, trajectory: Trajectory, *, kept: bool) -> None:
+        """Show a sample episode to who watches; where ``kept``, also as text in TensorBoard."""
+        from searchqa_agents.episode_text import episode_text
+
+        if kept:
+            with self._writing():
+                self._tensorboard(phase, step).add_text("sample episode", indented(episode_text(trajectory)), step)
+        for watcher in self.watchers:
+            watcher.episode(phase, step, trajectory, kept=kept)
+
+    def describe(self) -> None:
+        """Put ``config.yaml`` and ``stamp.json`` into TensorBoard, as text."""
+        with self._writing():
+            writer = self._tensorboard(RUN_WRITER, 0)
+            for name in ("config.yaml", "stamp.json"):
+                file = self.path / name
+                if file.is_file():
+                    writer.add_text(name, indented(file.read_text(encoding="utf-8")), 0)
+            writer.flush()
+
+    def finished(self, summary: Mapping[str, Any], measures: Mapping[str, float], page: Path | None = None) -> None:
+        """Tell TensorBoard and who watches how the run ended.
+
+        Parameters
+        ----------
+        summary
+            With ``columns`` and ``rows`` of the table.
+        measures
+            The last measured values, which TensorBoard's HPARAMS tab sets beside the settings.
+        page
+            ``report.html``.
+        """
+        import yaml
+        from torch.utils.tensorboard.summary import hparams
+
+        with self._writing():
+            writer = self._tensorboard(RUN_WRITER, 0)
+            config = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+            found = {f"measured/{name}": float(value) for name, value in measures.items()}
+            for part in hparams(_flat(config), found):  # type: ignore[no-untyped-call]
+                writer._get_file_writer().add_summary(part)  # type: ignore[no-untyped-call]
+            for name, value in found.items():
+                writer.add_scalar(name, value, 0)
+            rows = [summary.get("columns", []), *summary.get("rows", [])]
+            writer.add_text("summary", indented("\n".join(" | ".join(map(str, row)) for row in rows)), 0)
+            writer.flush()
+        for watcher in self.watchers:
+            watcher.finished(summary, page)
 
     def log_searches(self, phase: str, step: int, counters: Mapping[str, float]) -> None:
         """Append what some searches were to ``searches.jsonl``: sums, see ``searchqa_retrievers.counted``. Nothing, where there was none."""
@@ -342,6 +415,29 @@ class RunFolder:
         self.write_text(METRICS_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         self._lines = len(lines)
         self._started = time.monotonic() - (float(lines[-1]["seconds"]) if lines else 0.0)
+
+
+def indented(text: str) -> str:
+    """Text as TensorBoard shows it unchanged: in Markdown, lines that are indented are no markup."""
+    return "\n".join(f"    {line}" for line in text.split("\n"))
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """The single values of nested mappings, by dotted key; lists as text, null left out."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+def read_stamp(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """``stamp.json`` of a run; empty where there is none."""
+    file = Path(folder) / "stamp.json"
+    stamp: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return stamp
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:

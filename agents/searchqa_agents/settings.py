@@ -103,7 +103,17 @@ def changed_arguments(key: str, changed: Any, env: EnvSettings, *, other_keys: M
     return {str(name): value for name, value in changed.items()}
 
 
-MAPPINGS = ("env.retriever", "env.reward", "env.reward_weights", "env.search_controls", "evaluation.env", "lora", "stages", "agent.options")
+MAPPINGS = (
+    "env.retriever",
+    "env.reward",
+    "env.reward_weights",
+    "env.search_controls",
+    "evaluation.env",
+    "lora",
+    "stages",
+    "wandb",
+    "agent.options",
+)
 """Keys whose value can be a mapping with names that no file of ours lists."""
 
 
@@ -249,6 +259,8 @@ class WarmStartSettings(RunSettings):
     num_envs: int = MISSING
     keep_last: int = MISSING
     max_lost_rollouts: int = MISSING
+    dashboard: str = "auto"
+    wandb: Any = None
 
 
 @dataclass

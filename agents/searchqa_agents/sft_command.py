@@ -29,6 +29,7 @@ def run(config: DictConfig, path: Path) -> None:
     from searchqa_agents.report import lost_episodes, lost_line, write_picture
     from searchqa_agents.runs import RunFolder, list_checkpoints, run_stamp
     from searchqa_agents.training_run import Training, check_start, prepare
+    from searchqa_agents.watching import watched_run
 
     settings = cast(WarmStartSettings, OmegaConf.to_object(config))
     console = Console()
@@ -48,8 +49,9 @@ def run(config: DictConfig, path: Path) -> None:
         folder.write_stamp(run_stamp(venv.unwrapped.stamp(), seed=settings.seed, threads=settings.threads))
         write_config(folder, config)
         training = Training(settings, folder, venv)
-        training.run_warmup()
-        training.run_sft()
+        with watched_run(settings, folder):
+            training.run_warmup()
+            training.run_sft()
         venv.close()
         model = folder.path / "model"
         training.policy.save(model)

@@ -109,6 +109,7 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, c
     from searchqa_agents.runs import SUMMARY_FILE, RunFolder, list_checkpoints, read_searches, run_stamp
     from searchqa_agents.table import show, stamp_line
     from searchqa_agents.training_run import Training, follow, prepare, stages_stamp, table_of
+    from searchqa_agents.watching import watched_run
 
     if parallel.broadcast(is_finished(path, config)):
         if parallel.main:
@@ -133,12 +134,13 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, c
         write_config(folder, config)  # only now: what the folder holds stays as it is where its search engine is not this one
         folder.write_tokenizer(venv.unwrapped.tokenizer)
         training = Training(settings, folder, venv)
-        if settings.start == "nothing":
-            training.run_warmup()
-            training.run_sft()
-        training.lead(stamp, parallel)
-        measures = {"before": training.measure(settings, "before", stamp, parallel)}
-        measures |= training.run_algorithm(settings, stamp, parallel, _title(label))
+        with watched_run(settings, folder):
+            if settings.start == "nothing":
+                training.run_warmup()
+                training.run_sft()
+            training.lead(stamp, parallel)
+            measures = {"before": training.measure(settings, "before", stamp, parallel)}
+            measures |= training.run_algorithm(settings, stamp, parallel, _title(label))
         venv.close()
         titles, columns, rows = table_of(measures)
         summary: dict[str, Any] = {"kind": "train", "name": settings.name, "algorithm": label, "seed": settings.seed}
@@ -148,9 +150,11 @@ def train(settings: TrainSettings, config: DictConfig, path: Path, label: str, c
             summary["stages"] = training.stages
         summary["lost_episodes"] = lost = lost_episodes(folder.metrics(), measures)
         summary["search"] = searches = read_searches(folder.path)
-        folder.write_json(SUMMARY_FILE, {**summary, "columns": columns, "rows": rows, "titles": titles, "measures": measures})
+        summary |= {"columns": columns, "rows": rows, "titles": titles, "measures": measures}
+        folder.write_json(SUMMARY_FILE, summary)
         picture = write_picture(folder.path)
         page = write_page(folder.path)
+        folder.finished(summary, measures["after"], page)
         show(console, f"{settings.name}: {settings.evaluation.questions} questions each", columns, rows, stamp_line(stamp))
         console.print(search_line(searches.get("total", {})), markup=False, highlight=False, soft_wrap=True)
         if lost:

@@ -25,6 +25,7 @@ from searchqa_agents.alarms import AlarmConfig, Alarms
 from searchqa_agents.algorithm import AlgorithmConfig
 from searchqa_agents.collected import fitting
 from searchqa_agents.demonstrations import Batches, fresh_demonstrations
+from searchqa_agents.episode_text import sample_of
 from searchqa_agents.evaluate import TOLD_THE_ANSWER, evaluate
 from searchqa_agents.loading import (
     RANDOM,
@@ -57,6 +58,7 @@ from searchqa_agents.trainer import Until, train
 from searchqa_agents.trajectory import Trajectory
 from searchqa_agents.transformers_lm import NotANumberError
 from searchqa_agents.warmup import WarmupConfig, train_warmup
+from searchqa_agents.watching import check_watching
 from searchqa_envs.datasets import DATASETS
 from searchqa_envs.errors import ConfigurationError
 from searchqa_retrievers.counted import added_counters, counted_since
@@ -77,6 +79,7 @@ def prepare(settings: WarmStartSettings) -> None:
     check_ranges(built(SFTConfig, settings.sft), "sft.")
     check_at_least(1, num_envs=settings.num_envs)
     check_at_least(0, max_lost_rollouts=settings.max_lost_rollouts)
+    check_watching(settings)
     if isinstance(settings, TrainSettings):
         env_arguments(settings.env)
         for stage in stages_of(settings):
@@ -322,8 +325,13 @@ class Training:
         self._counted = self._counters()
 
         def on_rollout(step: int, trajectories: Sequence[Trajectory]) -> None:
-            if settings.rollouts_every and (before + step + 1) % settings.rollouts_every == 0:
-                self.folder.write_trajectories(f"rollouts-{before + step + 1:06d}", trajectories)
+            number = before + step + 1
+            kept = bool(settings.rollouts_every) and number % settings.rollouts_every == 0
+            if kept:
+                self.folder.write_trajectories(f"rollouts-{number:06d}", trajectories)
+            sample = sample_of(trajectories, number)
+            if sample is not None:
+                self.folder.show_episode("train", number, sample, kept=kept)
 
         def on_search(step: int, counters: Mapping[str, float]) -> None:
             self.folder.log_searches("train", before + step + 1, counters)
