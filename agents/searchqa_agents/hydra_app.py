@@ -394,8 +394,8 @@ def _with_resume(line: list[str]) -> list[str]:
         return line
     sweep_file = Path(folder) / SWEEP_FILE
     if sweep_file.is_file():
-        overrides = OmegaConf.load(sweep_file).hydra.overrides
-        begun = ["-m", *overrides.hydra, *overrides.task]
+        overrides = _as_written(sweep_file)["hydra"]["overrides"]
+        begun = ["-m", *overrides["hydra"], *overrides["task"]]
     else:
         path = check_run_folder(folder)
         saved_file = path / OVERRIDES_FILE
@@ -403,7 +403,7 @@ def _with_resume(line: list[str]) -> list[str]:
             raise RunFolderError(
                 f"{path} cannot be resumed: {saved_file} is missing. Give the same line as before with run_dir={folder} instead."
             )
-        begun = list(OmegaConf.load(saved_file))
+        begun = _as_written(saved_file)
     theirs = {word.partition("=")[0] for word in line} | {
         "run_dir",
         "resume",
@@ -414,6 +414,11 @@ def _with_resume(line: list[str]) -> list[str]:
     }
     saved = [str(word) for word in begun if str(word).partition("=")[0] not in theirs]
     return [*saved, *line, f"run_dir='{folder}'"]
+
+
+def _as_written(file: Path) -> Any:
+    """What a YAML file says, with its interpolations as they are: ``questions=ids-${seed}.jsonl`` means another file in each job of a sweep."""
+    return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
 
 
 WITH_VALUE = (

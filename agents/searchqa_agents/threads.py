@@ -33,5 +33,9 @@ def too_many_threads(jobs: int, threads: int | None, own_cores: int) -> str | No
     if jobs <= 1 or jobs * each <= own_cores:
         return None
     fitting = max(1, own_cores // jobs)
-    way = f"threads={fitting} gives each its share" if fitting < each else "fewer jobs at a time are quicker"
-    return f"{jobs} jobs side by side with {each} threads each want {jobs * each} cores, and this machine has {own_cores}: {way}."
+    way = (
+        f"threads={fitting} gives each its share"
+        if fitting < each
+        else "begin fewer at a time (hydra.launcher.n_jobs; with submitit_local hydra.sweeper.max_batch_size)"
+    )
+    return f"{jobs} jobs side by side, each with {each} thread{'s' if each > 1 else ''}, want {jobs * each} cores, and this machine has {own_cores}: {way}."
