@@ -88,6 +88,23 @@ Examples:
   searchqa eval sets=all agent=search_once run_dir=runs/all shard=0/2       by hand, beside shard=1/2; then the line without shard=
   searchqa eval -m env=hotpotqa,musique env.split=all agent=search_once""",
     ),
+    "bench": Command(
+        "bench_command",
+        "run algorithms on a suite of tasks, and compare them",
+        """usage: searchqa bench suite=NAME algorithm=NAME[,NAME ...] 'seed=range(5)' [key=value ...]
+       searchqa bench compare MINE [OTHER ...]           beside the leaderboard: table with intervals, pictures, one page
+       searchqa bench submit MINE                        check that an algorithm's runs are an entry, and write the file to send in
+       searchqa bench leaderboard                        the results that come with the package
+
+Trains each algorithm on each task of a suite with each seed, from the task's own policy and with its budget of sampled tokens, and measures it on held-out
+questions at each eighth of the budget. A word that ends in .py is a file of yours, and stands for the algorithm that it registers.
+The runs lie in runs/bench/SUITE/ALGORITHM/TASK/seed-N. The same line again does what is left. docs/benchmark.md is the protocol;
+`searchqa bench compare --help` and so on tell more of the plain steps.
+
+Examples:
+  searchqa bench suite=world-v1 algorithm=grpo,ppo 'seed=range(5)'
+  searchqa bench suite=world-v1 algorithm=my_algorithm.py 'seed=range(5)'      then: searchqa bench compare mine (the name that the file registers)""",
+    ),
     "play": Command(
         "play",
         "be the agent yourself, in a terminal",
@@ -177,6 +194,9 @@ HYDRA_COMMANDS = ("train", "sft", "eval")
 PLAIN_STEPS = {
     ("eval", "score"): "score_command",
     ("eval", "judge"): "judge_command",
+    ("bench", "compare"): "bench_compare_command",
+    ("bench", "submit"): "bench_submit_command",
+    ("bench", "leaderboard"): "bench_leaderboard_command",
     ("report", "compare"): "compare_command",
     ("report", "page"): "page_command",
     ("report", "published"): "published_results",
