@@ -104,7 +104,8 @@ class Dashboard:
         self._phase = ""
         self._measured: dict[str, float] = {}
         self._task: tuple[str, int, int, str, float] | None = None  # description, done, total, note, when it began
-        self._messages: deque[str] = deque(maxlen=KEPT_LINES)
+        self._messages: deque[str] = deque(maxlen=3)
+        self._kept: deque[str] = deque(maxlen=KEPT_LINES)
         self._episode: tuple[int, Trajectory] | None = None
         self._shown_since = -math.inf
         self._last: RenderableType = Text("")
@@ -149,7 +150,10 @@ class Dashboard:
     def say(self, text: str) -> None:
         """Show a line, and print it once the dashboard has ended."""
         with self._lock:
-            self._messages.extend(plain_text(line) for line in text.rstrip("\n").split("\n") if line.strip())
+            for line in text.rstrip("\n").split("\n"):
+                if line.strip():
+                    self._messages.append(plain_text(line))
+                    self._kept.append(plain_text(line))
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
@@ -170,8 +174,9 @@ class Dashboard:
         finally:
             with self._lock:
                 self._task = outer
-            if done:
-                self.say(f"{description}: {done}/{total}{f', {last_note}' if last_note else ''} ({time.monotonic() - began:.1f} s)")
+                if done:
+                    note = f", {last_note}" if last_note else ""
+                    self._kept.append(plain_text(f"{description}: {done}/{total}{note} ({time.monotonic() - began:.1f} s)"))
 
     # -- the terminal --------------------------------------------------------------------------------------------------------------------
 
@@ -183,11 +188,12 @@ class Dashboard:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.refresh()  # also what ended between two frames has been seen
         self._end()
         if self._before_term is not None:
             signal.signal(signal.SIGTERM, self._before_term)
         self._restore()
-        for message in self._messages:
+        for message in self._kept:
             self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def _end(self) -> None:
