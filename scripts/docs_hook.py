@@ -6,7 +6,6 @@ import logging
 import posixpath
 import re
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -15,7 +14,7 @@ from mkdocs.structure.pages import Page
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from docs_pages import ROOT, for_site, is_elsewhere, linked_files, notebook_page, place_in_site, source_page
+from docs_pages import ROOT, for_site, is_elsewhere, linked_files, loaded, notebook_page, place_in_site, source_page, styles_from_elsewhere
 
 log = logging.getLogger("mkdocs.plugins.docs_hook")  # warnings below this name fail a strict build
 
@@ -72,33 +71,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Show references of docstrings, such as ``:class:`~a.b.C```, as the last name in code."""
-    return re.sub(r":\w+:<code>~?(?:[\w.]+\.)?(\w+)</code>", r"<code>\1</code>", html)
-
-
-class _Asked(HTMLParser):
-    """What a browser loads for a page by itself: scripts, styles, pictures, frames."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        wanted = {"script": "src", "img": "src", "iframe": "src", "link": "href", "source": "src", "video": "src", "object": "data"}.get(
-            tag
-        )
-        if wanted and given.get(wanted) and given.get("rel") != "canonical":
-            self.addresses.append(str(given[wanted]))
+    """Show what is reStructuredText in docstrings: references such as ``:class:`~a.b.C``` as the last name in code, and a colon before code."""
+    return re.sub(r":\w+:<code>~?(?:[\w.]+\.)?(\w+)</code>", r"<code>\1</code>", html).replace("::</p>", ":</p>")
 
 
 def on_post_build(config: MkDocsConfig) -> None:
     """Warn of every page, style and script that would load something from another host, or something that is not there."""
     site = Path(config.site_dir)
     for page in sorted(site.rglob("*.html")):
-        asked = _Asked()
-        asked.feed(page.read_text(encoding="utf-8"))
-        for address in dict.fromkeys(asked.addresses):
+        for address in dict.fromkeys(loaded(page.read_text(encoding="utf-8"))):
             if is_elsewhere(address) and not address.startswith("data:"):
                 log.warning("%s loads %s from another host.", page.relative_to(site), address)
             elif not is_elsewhere(address) and page.name != "404.html":
@@ -108,5 +89,5 @@ def on_post_build(config: MkDocsConfig) -> None:
                 if not (site / path).exists():
                     log.warning("%s loads %s, which is not in the site.", page.relative_to(site), address)
     for style in sorted(site.rglob("*.css")):
-        for address in re.findall(r"url\(['\"]?(https?:|//)[^)]*\)|@import\s+['\"]?(?:https?:|//)", style.read_text(encoding="utf-8")):
+        for address in styles_from_elsewhere(style.read_text(encoding="utf-8")):
             log.warning("%s loads %s from another host.", style.relative_to(site), address)

@@ -12,6 +12,7 @@ import posixpath
 import re
 import sys
 from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,12 @@ def _outside_inline_code(change: Callable[[str], str], text: str) -> str:
 def links(markdown: str) -> list[str]:
     """The targets of links and pictures, in order, those in code left out."""
     found: list[str] = []
-    outside_code(lambda text: found.extend(match.group(2) for match in _LINK.finditer(text)) or text, markdown)
+
+    def note(text: str) -> str:
+        found.extend(match.group(2) for match in _LINK.finditer(text))
+        return text
+
+    outside_code(note, markdown)
     return found
 
 
@@ -96,6 +102,40 @@ def source_page(path: str, text: str) -> str:
     language = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".json": "json", ".toml": "toml"}.get(posixpath.splitext(path)[1], "text")
     fence = "`" * (longest + 1)
     return f"# {posixpath.basename(path)}\n\n`{path}`\n\n{fence}{language}\n{text.rstrip()}\n{fence}\n"
+
+
+# What a built page loads ---------------------------------------------------------------------------------------------------------------
+
+
+class _Loads(HTMLParser):
+    """Collects what a browser loads for a page by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        key = {"link": "href", "object": "data"}.get(tag, "src")
+        if (
+            tag in ("script", "link", "img", "iframe", "source", "video", "audio", "embed", "object")
+            and given.get(key)
+            and given.get("rel") != "canonical"
+        ):
+            self.addresses.append(str(given[key]))
+
+
+def loaded(html: str) -> list[str]:
+    """The addresses that a browser loads for a page by itself: scripts, styles, pictures, frames."""
+    parser = _Loads()
+    parser.feed(html)
+    return parser.addresses
+
+
+def styles_from_elsewhere(css: str) -> list[str]:
+    """The addresses on other hosts that a style sheet loads."""
+    found = re.findall(r"(?:url\(\s*|@import\s+)['\"]?((?:https?:|//)[^'\")\s;]+)", css)
+    return list(dict.fromkeys(found))
 
 
 # Notebooks -----------------------------------------------------------------------------------------------------------------------------
