@@ -100,9 +100,10 @@ def panels_of_runs(runs: Mapping[str, Lines]) -> list[Panel]:
     steps = {name: [line for line in lines if line["phase"] == "train"] for name, lines in runs.items()}
     panels = []
     for title, names in TRAINING.items():
-        for place, (key, label) in enumerate(names.items()):
-            own = title if len(names) == 1 else f"{title}: {label}"
-            panels.append(_panel(own, {name: (lines, key) for name, lines in steps.items()}, more=place > 0))
+        found = [key for key in names if any(key in line for lines in steps.values() for line in lines)]
+        for key in found:
+            own = title if len(names) == 1 else f"{title}: {names[key]}"
+            panels.append(_panel(own, {name: (lines, key) for name, lines in steps.items()}, more=key != found[0]))
     every = {key: None for lines in steps.values() for key in _others(lines)}
     panels += [_panel(key, {name: (lines, key) for name, lines in steps.items()}, more=True) for key in every]
     return [panel for panel in panels if panel.series]

@@ -128,9 +128,8 @@ class _Packer:
         ids, mask = trajectory.token_ids[start:end], trajectory.loss_mask[start:end]
         key = (id(tokenizer), ids.tobytes(), mask.tobytes())
         if key not in self._known:
-            pieces = texts_of(ids.tolist(), tokenizer)
-            lengths = np.array([units(piece) for piece in pieces], dtype=np.uint32)
-            self._known[key] = self._place("".join(pieces), 2 * lengths + mask.astype(np.uint32))
+            text, lengths = cut(ids.tolist(), tokenizer)
+            self._known[key] = self._place(text, 2 * lengths + mask.astype(np.uint32))
         return self._known[key]
 
     def _place(self, text: str, cuts: NDArray[np.uint32]) -> int:
@@ -152,19 +151,18 @@ def outcome(trajectory: Trajectory) -> str:
     return "partly" if trajectory.metrics.get("f1", 0.0) > 0 else "wrong"
 
 
-def texts_of(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The text of each token; that of a character of several is at the one that completes it."""
+def cut(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, NDArray[np.uint32]]:
+    """The text of tokens, and uint32[T]: the UTF-16 units of each, as scripts of pages count. A character of several tokens is of that which completes it."""
+    pieces = tokenizer.pieces(ids)
+    joined = b"".join(pieces)
+    if joined.isascii() and tokenizer.eos_id not in ids:
+        return joined.decode("ascii"), np.fromiter(map(len, pieces), np.uint32, len(pieces))
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     texts = []
-    for place, (one, piece) in enumerate(zip(ids, tokenizer.pieces(ids), strict=True)):
+    for place, (one, piece) in enumerate(zip(ids, pieces, strict=True)):
         text = decoder.decode(piece, final=place == len(ids) - 1)
         texts.append(text + END_OF_SEQUENCE if one == tokenizer.eos_id else text)
-    return texts
-
-
-def units(text: str) -> int:
-    """Length in UTF-16 units, as scripts of pages count."""
-    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+    return "".join(texts), np.array([len(text.encode("utf-16-le")) // 2 for text in texts], dtype=np.uint32)
 
 
 def rounded(array: NDArray[np.float32]) -> NDArray[np.float32]:

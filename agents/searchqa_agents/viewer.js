@@ -74,6 +74,7 @@ function drawTop() {
   byId("stamp").textContent = visible(JSON.stringify(data.stamp, null, 2));
   byId("stampbox").hidden = Object.keys(data.stamp).length === 0;
   const overview = byId("overview");
+  if (data.table.columns.length > 5) overview.className = "overview wide";
   if (data.table.rows.length || data.notes.length) {
     const numbers = node("div", "numbers", null, overview);
     if (data.table.rows.length) drawTable(numbers);
@@ -207,6 +208,8 @@ function open(item) {
   byId("question").textContent = item ? visible(item.question) : "No trajectory fits.";
   for (const id of ["tools", "heads", "cards"]) byId(id).hidden = !item;
   byId("detail").scrollTop = 0;
+  byId("cards").replaceChildren();
+  byId("reason").hidden = true;
   if (item) drawDetail();
   remember();
 }
@@ -233,7 +236,6 @@ function drawDetail() {
   byId("reason").hidden = !why;
   byId("reason").textContent = why;
   drawLegend();
-  byId("cards").replaceChildren();
   for (const item of columns) episode(item, byId("cards"));
 }
 function head(side, item) {
@@ -250,7 +252,7 @@ function choices(select, pairs) {
   for (const [value, label] of pairs) {
     const option = node("option", "", label, select);
     option.value = value;
-    option.title = label;
+    option.title = visible(label);
   }
 }
 
@@ -398,7 +400,7 @@ function recall() {
   for (const name of ["set", "outcome", "searches"]) if (![...byId(name).options].some((option) => option.value === state[name])) state[name] = "";
   state.sort = [...byId("sort").options].some((option) => option.value === parts.get("sort")) ? parts.get("sort") : "order";
   state.only = new Set((parts.get("only") ?? "").split(",").filter((name) => QUICK.some((quick) => quick.name === name)));
-  state.colour = parts.get("colour") in COLOURS && !byId("colour-" + parts.get("colour")).disabled ? parts.get("colour") : "mask";
+  state.colour = Object.hasOwn(COLOURS, parts.get("colour")) && !byId("colour-" + parts.get("colour")).disabled ? parts.get("colour") : "mask";
   state.beside = parts.get("beside") !== "no";
   [state.right, state.rightNumber] = parts.has("right") ? split(parts.get("right")) : [null, 0];
   for (const name of ["find", "set", "outcome", "searches", "sort"]) byId(name).value = state[name];
@@ -480,4 +482,4 @@ async function start() {
 start().catch((error) => {
   byId("problem").hidden = false;
   byId("problem").textContent = "This page cannot show its trajectories: " + visible(error.message) + (self.DecompressionStream ? "" : ". It needs a browser of 2023 or later.");
-}).finally(() => { document.documentElement.dataset.ready = "yes"; });
+}).finally(() => { performance.mark("shown"); document.documentElement.dataset.ready = "yes"; });
