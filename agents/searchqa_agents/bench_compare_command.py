@@ -11,6 +11,7 @@ from typing import Any
 from searchqa_agents.bench.alike import Unlike, check_alike, check_allowed, unlike
 from searchqa_agents.bench.results import Entry
 from searchqa_agents.bench.sides import DEFAULT_SUITE, SEEDS, Sides, read_sides
+from searchqa_agents.bench.statistics import RESAMPLES
 from searchqa_agents.bench.table import Comparison, as_json, columns, compared, in_words, markdown_table, notes, text_rows
 from searchqa_agents.comparable import shown
 from searchqa_agents.runs import replace_file
@@ -42,7 +43,7 @@ def main(line: Sequence[str]) -> int:
     against, noted = unlike(ordered)
     check_allowed(against, ordered, allowed)
     check_alike(against, allowed)
-    comparison = compared(sides.entries, tasks=sides.tasks, seeds=SEEDS, mine=sides.mine, baseline=baseline)
+    comparison = compared(sides.entries, tasks=sides.tasks, seeds=SEEDS, mine=sides.mine, baseline=baseline, resamples=RESAMPLES)
     sentences = [" ".join(in_words(comparison, name)) for name in sides.mine]
     beneath = [
         *(f"{DIFFERS} Not measured alike: {one.told()}." for one in against),

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from searchqa_agents.bench.results import LEADERBOARD, BenchResultError, Entry, shipped
+from searchqa_agents.bench import results
+from searchqa_agents.bench.results import BenchResultError, Entry, shipped
 from searchqa_agents.bench.sides import DEFAULT_SUITE, SEEDS, Sides, leaderboard_tasks, named
 from searchqa_agents.bench.statistics import RESAMPLES
 from searchqa_agents.bench.table import Comparison, as_text, columns, compared, markdown_table, notes, text_rows
@@ -31,9 +32,9 @@ def main(line: Sequence[str]) -> int:
     entries = shipped(suite)
     console = legible(Console())
     if not entries:
-        there = sorted(folder.name for folder in LEADERBOARD.glob("*") if any(folder.glob("*.json")))
+        there = sorted(folder.name for folder in results.LEADERBOARD.glob("*") if any(folder.glob("*.json")))
         raise BenchResultError(f"No results of the suite {suite} come with this package; there are some of: {', '.join(there) or 'none'}.")
-    comparison = leaderboard(entries)
+    comparison = leaderboard(entries, RESAMPLES)
     if arguments.write:
         write_block(arguments.write, as_markdown(suite, comparison))
         console.print(f"Written: {arguments.write}", markup=False, highlight=False, soft_wrap=True)

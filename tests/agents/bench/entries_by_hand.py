@@ -54,7 +54,7 @@ def run_of(
 
     An eighth of the budget is ten CPU seconds, 15 seconds and 500 environment tokens.
     """
-    scores = [final * share for share in SHARES]
+    scores = [round(final * share, 6) for share in SHARES]
     if best is not None:
         scores[-2] = best
     points = tuple(
