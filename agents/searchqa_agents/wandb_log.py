@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import string
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ID_FILE, STEP_FILE = "wandb_id.txt", "wandb_step.txt"
+ATTEMPTS = 6
 MODES = ("online", "offline", "disabled")
 BEYOND = 1_000
 """A run that goes on logs from so many steps behind the last noted one: what a killed process logged after its note must not stand in the way."""
@@ -152,14 +154,27 @@ class WandbLog:
             raise ConfigurationError(
                 f"W&B: {error} Log in (`wandb login`, or WANDB_API_KEY), or write files only: wandb.mode=offline"
             ) from error
-        except (wandb.Error, OSError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001, whatever W&B raises: a training does not end for its log
             logger.warning(
                 "Weights & Biases cannot be reached, so that this run is written to %s only; send it later with `wandb sync`. The error was: %s",
                 self.folder / "wandb",
                 error,
             )
-            wandb.teardown()  # it still holds the id
-            return wandb.init(mode="offline", **arguments)
+            return self._begin_offline(arguments)
+
+    def _begin_offline(self, arguments: Mapping[str, Any]) -> Any:
+        """A run without the server; None, with a warning, if that cannot be either."""
+        import wandb
+
+        for attempt in range(ATTEMPTS):
+            wandb.teardown()  # its process still holds the id, and for a moment longer
+            time.sleep(0.5 * attempt)
+            try:
+                return wandb.init(mode="offline", **arguments)
+            except Exception as error:  # noqa: BLE001, as above
+                last = error
+        logger.warning("Weights & Biases cannot write files either, and is left alone: %s", last)
+        return None
 
     def log(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         """Log what a line of ``metrics.jsonl`` has."""
