@@ -95,13 +95,15 @@ def linked_files(markdown: str, path: str) -> Iterator[str]:
 
 
 def source_page(path: str, text: str) -> str:
-    """The page that shows a file of the repository; Markdown as it is, anything else as code."""
+    """The page that shows a file of the repository; Markdown as it is, anything else as code, which the search leaves out."""
     if path.endswith(".md"):
         return for_site(text, path)
     longest = max(map(len, re.findall(r"`{3,}", text)), default=2)
     language = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".json": "json", ".toml": "toml"}.get(posixpath.splitext(path)[1], "text")
     fence = "`" * (longest + 1)
-    return f"# {posixpath.basename(path)}\n\n`{path}`\n\n{fence}{language}\n{text.rstrip()}\n{fence}\n"
+    return (
+        f"---\nsearch:\n  exclude: true\n---\n\n# {posixpath.basename(path)}\n\n`{path}`\n\n{fence}{language}\n{text.rstrip()}\n{fence}\n"
+    )
 
 
 # What a built page loads ---------------------------------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ import posixpath
 import re
 import shlex
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import yaml
 from hypothesis import given
@@ -131,6 +133,8 @@ def test_a_link_between_files_of_the_repository_leads_to_their_places_in_the_sit
 
 def test_a_source_that_holds_fences_is_shown_whole() -> None:
     page = pages.source_page("tests/x.py", 'TEXT = """\n```\n"""\n')
+    front, _, page = page.partition("---\n\n")
+    assert yaml.safe_load(front.removeprefix("---")) == {"search": {"exclude": True}}
     assert page == '# x.py\n\n`tests/x.py`\n\n````python\nTEXT = """\n```\n"""\n````\n'
 
 
@@ -228,6 +232,54 @@ def test_a_docstring_becomes_markdown() -> None:
     )
 
 
+# Troubleshooting -----------------------------------------------------------------------------------------------------------------------
+
+
+def unregistered(folder: Path) -> None:
+    registry = dict(gym.registry)
+    try:
+        for env_id in searchqa_envs.ENV_IDS:
+            gym.registry.pop(env_id)
+        gym.make("SearchQA-World-v0")
+    finally:
+        gym.registry.update(registry)
+
+
+def no_data(folder: Path) -> None:
+    gym.make("SearchQA-HotpotQA-v0", data_dir=str(folder))
+
+
+def malformed(folder: Path) -> None:
+    (folder / "questions.jsonl").write_text('{"id": "1", "question": "x"}\n', encoding="utf-8")
+    gym.make("SearchQA-Custom-v0", questions="questions.jsonl", data_dir=str(folder))
+
+
+def other_tokenizer(folder: Path) -> None:
+    from searchqa_agents.loading import shipped_checkpoint
+    from searchqa_agents.policy import Policy
+
+    Policy.load(shipped_checkpoint(), gym.make("SearchQA-World-v0", tokenizer="byte").unwrapped.tokenizer)  # type: ignore[attr-defined]
+
+
+def text_for_ids(folder: Path) -> None:
+    env = gym.make("SearchQA-World-v0")
+    env.reset(seed=0)
+    env.step("<search> x </search>")  # type: ignore[arg-type]
+
+
+SEEN = [line for line in text_of("docs/troubleshooting.md").splitlines() if line.startswith("- **You see**")]
+
+
+@pytest.mark.parametrize("do", [unregistered, no_data, malformed, other_tokenizer, text_for_ids])
+def test_what_the_page_of_troubleshooting_shows_is_what_is_raised(do: Callable[[Path], None], tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"\w") as raised:
+        do(tmp_path)
+    said = re.sub(r"\s+", " ", str(raised.value)).replace("`", "'")
+    shown = [re.sub(r"^\w+(Error|NotFound): ", "", text) for line in SEEN for text in re.findall(r"`([^`]+)`", line)]
+    patterns = [".*".join(re.escape(part.strip()) for part in text.split("...")) for text in shown if len(text) > 30]
+    assert [pattern for pattern in patterns if re.search(pattern, said)], said
+
+
 # Programs and commands on pages --------------------------------------------------------------------------------------------------------
 
 
@@ -259,8 +311,6 @@ def test_the_files_of_the_page_on_ones_own_files_make_an_environment(tmp_path: P
 
 
 def test_the_tokens_counted_on_the_page_of_concepts_are_those_of_the_episode() -> None:
-    import gymnasium as gym
-
     rows = re.findall(r"^\| .*? \| (\d+) \| (\d+) \| ([01]) \|$", text_of("docs/concepts.md"), flags=re.MULTILINE)
     env: Any = gym.make("SearchQA-World-v0", hops=2).unwrapped
     observation, _ = env.reset(seed=0)

@@ -45,6 +45,6 @@ def test_a_page_opens_from_disk_with_its_pictures_and_asks_nobody(site: Path, pa
 @pytest.mark.slow
 def test_the_search_finds_a_page_from_disk(site: Path, page: Any) -> None:
     page.goto((site / "index.html").as_uri())
-    page.locator("input.md-search__input").fill("curriculum")
+    page.locator("input.md-search__input").press_sequentially("curriculum")  # it listens to keys
     page.get_by_text("matching documents").wait_for(timeout=60_000)
     assert "simulated" in " ".join(page.locator(".md-search-result__item").all_inner_texts())
