@@ -22,9 +22,11 @@ class Command(NamedTuple):
 
 _HYDRA_HELP = """
 Also:
-  -m key=a,b,c             one run per value (with several keys: per combination) in a folder of its own beneath run_dir; a run that fails does
-                           not stop the others, and the same line again does what is left. The joblib launcher runs them side by side:
-                           -m hydra/launcher=joblib hydra.launcher.n_jobs=2 (pip install "searchqa-gym[sweep]")
+  -m key=a,b,c             one run per value (with several keys: per combination) in a folder of its own beneath run_dir. A run that fails or is
+                           killed does not stop the others; the same line again skips what is finished, goes on with the rest and tries again what
+                           failed (retry=false: leaves it). `searchqa report multirun DIR` shows all. Side by side (pip install "searchqa-gym[sweep]"):
+                           -m hydra/launcher=joblib hydra.launcher.n_jobs=2 threads=1, or hydra/launcher=submitit_local or submitit_slurm.
+                           A search (pip install "searchqa-gym[optuna]"): -m hydra/sweeper=optuna 'algo.learning_rate=tag(log,interval(1e-4,1e-3))'
   --config-dir DIR         a folder of your own YAML files, laid out as this package's: DIR/env/mine.yaml gives env=mine
   --cfg job                print the configuration and stop
   dry_run=true             print the configuration and what would run, and stop
@@ -128,6 +130,7 @@ Examples:
         "make picture, page and table of finished runs again; several runs: means over seeds, or variants compared",
         """usage: searchqa report [--markdown] [--save FILE.json] FOLDER [FOLDER ...]
        searchqa report [--markdown] FILE.json [FILE.json ...]
+       searchqa report multirun [--markdown] FOLDER
        searchqa report compare A B [C ...] [--allow KEY,KEY] [--metric NAME,NAME] [--markdown] [--json]
        searchqa report page RUN_OR_TRAJECTORIES [...] [--out FILE] [--most N]
        searchqa report published [--system S] [--model M] [--markdown] [--json]
@@ -139,6 +142,7 @@ a row for each variant, with paired differences from the first, and comparison.p
   --markdown               print the table in Markdown, and nothing else
   --save FILE.json         keep the comparison: one small file, and its picture beside it, from which the table and the picture can be made again
 
+multirun tells of a sweep's jobs: how each ended, what was tried again, what it measured; and writes one page of all.
 compare sets evaluations beside each other, with paired differences, and refuses those that were not measured alike; published lists the published tables
 of Search-R1, R1-Searcher and ZeroSearch, whose rows can stand in a comparison. `searchqa report compare --help` tells more.
 page writes one page of the trajectories of several runs or files: two runs, or two checkpoints, side by side on the same questions.
@@ -148,6 +152,7 @@ Examples:
   searchqa report runs/seed0 runs/seed1 runs/seed2
   searchqa report runs/mask --save results/mask.json
   searchqa report --markdown runs/ablation
+  searchqa report multirun runs/compare
   searchqa report compare runs/mine runs/baseline
   searchqa report page runs/mine runs/baseline --out both.html
   searchqa report published --system zerosearch""",
@@ -190,7 +195,7 @@ Examples:
   searchqa train env=world env.preset=medium env.retriever.name=http env.retriever.url=http://127.0.0.1:8000""",
     ),
 }
-HYDRA_COMMANDS = ("train", "sft", "eval")
+HYDRA_COMMANDS = ("train", "sft", "eval", "bench")
 PLAIN_STEPS = {
     ("eval", "score"): "score_command",
     ("eval", "judge"): "judge_command",
@@ -200,6 +205,7 @@ PLAIN_STEPS = {
     ("report", "compare"): "compare_command",
     ("report", "page"): "page_command",
     ("report", "published"): "published_results",
+    ("report", "multirun"): "multirun_report",
 }
 """Commands of two words, and the module that has their ``main``."""
 

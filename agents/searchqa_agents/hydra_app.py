@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -234,7 +234,8 @@ class _Job:
             return value()
 
         retry = bool(config.get("retry", True))
-        left = sweep.begin(name, hydra_config.overrides.task, self.launch, retry=retry, done=done)
+        overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)  # as the sweep's list of its jobs has them
+        left = sweep.begin(name, cast("list[str]", overrides), self.launch, retry=retry, done=done)
         if left == FINISHED:
             _write(f"{path} is finished: nothing to do.")
             return value()

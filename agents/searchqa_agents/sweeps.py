@@ -97,7 +97,8 @@ class JobRecord:
         """``running``, ``finished``, ``failed``, ``killed``, ``stopped``, ``skipped`` (was finished before there was a record) or ``running or lost``."""
         if self.status != RUNNING:
             return self.status
-        here = is_alive(self.history[-1])
+        last = self.history[-1]
+        here = is_alive(last.host, last.pid, last.process)
         return LOST if here is None else RUNNING if here else KILLED
 
     @property
@@ -388,16 +389,11 @@ def _mark_without_proc(pid: int) -> str | None:
     return ""
 
 
-def is_alive(attempt: Attempt) -> bool | None:
-    """Whether the process of an attempt is still there; None where that cannot be seen from here."""
-    if attempt.host != socket.gethostname():
+def is_alive(host: str, pid: int, process: str) -> bool | None:
+    """Whether the process with this number and mark (:func:`process_mark`) is still there; None where that cannot be seen from here."""
+    if host != socket.gethostname() or os.name != "posix":
         return None
-    mark = process_mark(attempt.pid)
-    if mark is None:
-        return False
-    if os.name != "posix":
-        return None
-    return mark == attempt.process
+    return process_mark(pid) == process
 
 
 def one_line(error: BaseException) -> str:
