@@ -134,7 +134,7 @@ def _panel(
             series.append(Series(name, x, y))
         else:
             series[alike] = series[alike]._replace(name=f"{series[alike].name}, {name}")
-    note = f"Drawn at every {every}th step." if every > 1 else ""
+    note = f"Drawn at one step in {every}." if every > 1 else ""
     return Panel(title, series, list(marks), marks_name, list(switches), "step", False, more, note)
 
 
