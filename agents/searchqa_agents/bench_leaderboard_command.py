@@ -8,7 +8,7 @@ from pathlib import Path
 
 from searchqa_agents.bench import results
 from searchqa_agents.bench.results import BenchResultError, Entry, shipped
-from searchqa_agents.bench.sides import DEFAULT_SUITE, SEEDS, Sides, leaderboard_tasks, named
+from searchqa_agents.bench.sides import DEFAULT_SUITE, SEEDS, Sides, named, wanted_tasks
 from searchqa_agents.bench.statistics import RESAMPLES
 from searchqa_agents.bench.table import Comparison, as_text, columns, compared, markdown_table, notes, text_rows
 from searchqa_agents.runs import replace_file
@@ -34,7 +34,7 @@ def main(line: Sequence[str]) -> int:
     if not entries:
         there = sorted(folder.name for folder in results.LEADERBOARD.glob("*") if any(folder.glob("*.json")))
         raise BenchResultError(f"No results of the suite {suite} come with this package; there are some of: {', '.join(there) or 'none'}.")
-    comparison = leaderboard(entries, RESAMPLES)
+    comparison = leaderboard(suite, entries, RESAMPLES)
     if arguments.write:
         write_block(arguments.write, as_markdown(suite, comparison))
         console.print(f"Written: {arguments.write}", markup=False, highlight=False, soft_wrap=True)
@@ -68,14 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def leaderboard(entries: Mapping[str, Entry], resamples: int = RESAMPLES) -> Comparison:
-    """The comparison of all entries of a leaderboard, by algorithm; differences are from GRPO, where it is one of them."""
+def leaderboard(suite: str, entries: Mapping[str, Entry], resamples: int = RESAMPLES) -> Comparison:
+    """The comparison of all entries of a suite's leaderboard, by algorithm; differences are from GRPO, where it is one of them."""
     by_name = {algorithm: named(entry.label) for algorithm, entry in entries.items()}
     names = list(by_name.values())
     by_name = {algorithm: name if names.count(name) == 1 else algorithm for algorithm, name in by_name.items()}
     return compared(
         {by_name[algorithm]: entry for algorithm, entry in entries.items()},
-        tasks=leaderboard_tasks(entries),
+        tasks=list(wanted_tasks(suite, entries)),
         seeds=SEEDS,
         baseline=by_name.get(BASELINE),
         resamples=resamples,

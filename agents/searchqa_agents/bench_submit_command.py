@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from searchqa_agents.bench.alike import unlike
+from searchqa_agents.bench.alike import REFERENCES_WITHIN, unlike
 from searchqa_agents.bench.results import BenchResultError, Entry, ScoreRun, common_part, shipped, write_entry
 from searchqa_agents.bench.sides import DEFAULT_SUITE, SEEDS, Wanted, named, read_mine, wanted_tasks
 from searchqa_agents.comparable import shown
 from searchqa_agents.table import legible
 from searchqa_envs.errors import SearchQAError
 
-OF_THE_RUN = frozenset({"seed", "token_budget"})
-"""Settings that are not one for all tasks and seeds."""
+OF_THE_RUN = frozenset({"seed", "token_budget", "questions_per_step"})
+"""Settings that are not one for all tasks and seeds: where an algorithm does not say how many questions a rollout has, the task does."""
 MOST_ABOVE = 1 / 8
 """A run may use so much more than its budget, which is a last rollout: as part of the budget."""
 
@@ -137,7 +137,7 @@ def _other_than(tasks: Mapping[str, Wanted], runs: Sequence[ScoreRun]) -> Iterat
             if is_now != should:
                 told[f"{run.task}: {key} must be {should}; it is {is_now}."] = None
         for name, should_be in wanted.references.items():
-            if abs(run.references[name] - should_be) > 1e-6:
+            if abs(run.references[name] - should_be) > REFERENCES_WITHIN:
                 told[f"{run.task}: references.{name} must be {should_be:g}; it is {run.references[name]:g}."] = None
     yield from told
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +87,7 @@ def read_sides(words: Sequence[str], suite: str | None, runs: str | Path | None)
     rest = {label if labels.count(label) == 1 else name: entry for label, (name, entry) in zip(labels, others.items(), strict=True)}
     mine = {f"{name} (yours)" if name in rest else name: entry for name, entry in mine.items()}
     entries = mine | rest
-    tasks, left_out = _tasks(mine, board)
+    tasks, left_out = _tasks(mine, wanted_tasks(suite, board))
     return Sides(suite, entries, tuple(mine), tasks, left_out)
 
 
@@ -95,13 +97,8 @@ def named(label: str) -> str:
     return line if len(line) <= LONGEST_NAME else f"{line[: LONGEST_NAME - 1]}…"
 
 
-def leaderboard_tasks(board: Mapping[str, Entry]) -> tuple[str, ...]:
-    """All tasks of the entries of a leaderboard."""
-    return tuple(dict.fromkeys(task for entry in board.values() for task in entry.tasks))
-
-
 class Wanted(NamedTuple):
-    """What the protocol says of a task: its version, its budget in tokens, and its references."""
+    """What the protocol says of a task: its version, its budget in tokens, and its references, as far as the leaderboard has them."""
 
     version: int
     budget: int
@@ -109,8 +106,20 @@ class Wanted(NamedTuple):
 
 
 def wanted_tasks(suite: str, board: Mapping[str, Entry]) -> dict[str, Wanted]:
-    """The leaderboard tasks of a suite."""
-    return {run.task: Wanted(run.task_version, run.budget, run.references) for entry in board.values() for run in entry.runs}
+    """The leaderboard tasks of a suite, in its order; of one that is not part of this package, those of the leaderboard's entries."""
+    import yaml
+
+    of_board = {run.task: Wanted(run.task_version, run.budget, run.references) for entry in board.values() for run in entry.runs}
+    folder = files("searchqa_conf")
+    file = folder.joinpath("suite", f"{suite}.yaml")
+    if not re.fullmatch(r"[\w.-]+", suite) or not file.is_file():
+        return of_board
+    tasks = {}
+    for name in yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]["task"].split(","):
+        task = yaml.safe_load(folder.joinpath("task", f"{name.strip()}.yaml").read_text(encoding="utf-8"))["task"]
+        references = of_board[task["name"]].references if task["name"] in of_board else {}
+        tasks[task["name"]] = Wanted(task["version"], task["budget"], references)
+    return tasks
 
 
 def read_mine(word: str, suite: str | None, runs: str | Path | None) -> Entry:
@@ -121,9 +130,9 @@ def read_mine(word: str, suite: str | None, runs: str | Path | None) -> Entry:
     return _read_name(word, Path(runs) if runs is not None else Path("runs") / "bench" / suite, {})
 
 
-def _tasks(mine: Mapping[str, Entry], board: Mapping[str, Entry]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _tasks(mine: Mapping[str, Entry], of_suite: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Tasks that all of ``mine`` have of those of the leaderboard (without one: of theirs), and sentences on what that leaves out."""
-    wanted = leaderboard_tasks(board) or leaderboard_tasks(mine)
+    wanted = list(of_suite) or list(dict.fromkeys(task for entry in mine.values() for task in entry.tasks))
     tasks = tuple(task for task in wanted if all(task in entry.tasks for entry in mine.values()))
     if not tasks:
         own = "; ".join(f"{name} has {', '.join(entry.tasks)}" for name, entry in mine.items())

@@ -258,7 +258,7 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("seconds", "The same by the clock, with whatever else the machine did.", lambda one: _amount(one.seconds), small_first=True),
         Column(
             "environment tokens",
-            "Tokens that the environment wrote in training, such as passages: mean over runs.",
+            "Tokens that the environment wrote in training, prompts and passages: mean over runs.",
             lambda one: _amount(one.environment_tokens),
             small_first=True,
         ),

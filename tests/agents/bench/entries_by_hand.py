@@ -33,7 +33,7 @@ def stamp_of(task: str, seed: int, algorithm: str, **changes: Any) -> dict[str, 
         "cpus": 2,
         "seed": seed,
         "algorithm": algorithm,
-        "command": f"searchqa bench suite=world-v1 algorithm={algorithm} 'seed=range(5)'",
+        "command": f"searchqa bench suite=hand-v1 algorithm={algorithm} 'seed=range(5)'",
     } | changes
 
 
@@ -63,7 +63,7 @@ def run_of(
     )
     own = {"learning_rate": 5e-4, "group_size": 8, "seed": seed} | dict(settings or {})
     whole = stamp_of(task, seed, algorithm, **(stamp or {}))
-    return replace(ScoreRun("world-v1", task, 1, algorithm, seed, budget, REFERENCES, points, own, whole, status), **changes)
+    return replace(ScoreRun("hand-v1", task, 1, algorithm, seed, budget, REFERENCES, points, own, whole, status), **changes)
 
 
 def entry_of(finals: Mapping[str, Sequence[float]], algorithm: str = "mine", label: str | None = None, **changes: Any) -> Entry:

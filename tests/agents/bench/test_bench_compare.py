@@ -36,12 +36,13 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;\ud800\x
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a leaderboard of two and the runs of one more; the current one."""
     for entry in (GRPO, PPO):
-        write(tmp_path / "board" / "world-v1" / f"{entry.algorithm}.json", entry)
+        write(tmp_path / "board" / "hand-v1" / f"{entry.algorithm}.json", entry)
     monkeypatch.setattr(results, "LEADERBOARD", tmp_path / "board")
     monkeypatch.setattr("searchqa_agents.bench_compare_command.RESAMPLES", 50)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("searchqa_agents.bench.sides.DEFAULT_SUITE", "hand-v1")
     monkeypatch.chdir(tmp_path)
-    by_hand.sweep(tmp_path / "runs" / "bench" / "world-v1", MINE)
+    by_hand.sweep(tmp_path / "runs" / "bench" / "hand-v1", MINE)
     return tmp_path
 
 
@@ -76,7 +77,7 @@ def stamped(entry: Any, **changes: Any) -> Any:
 # -- what a word names -------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("word", ["mine", "runs/bench/world-v1/mine", "runs/bench/world-v1", "./runs/bench", "kept.json"])
+@pytest.mark.parametrize("word", ["mine", "runs/bench/hand-v1/mine", "runs/bench/hand-v1", "./runs/bench", "kept.json"])
 def test_a_name_a_folder_and_a_file_are_the_same_runs(word: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(place / "kept.json", MINE)
     found = compared(word, capsys=capsys)
@@ -121,7 +122,7 @@ def test_the_suite_of_a_file_is_the_one_compared_in(place: Path, capsys: pytest.
         (["nowhere"], ["no results of 'nowhere'", "mine", "grpo, ppo", "algorithm=nowhere"]),
         (["mien"], ["Did you mean mine?"]),
         (["mine.py"], ["is a plugin", "the name of the algorithm"]),
-        (["mine", "./runs/bench/world-v1/mine", "./runs/bench/world-v1/mine"], ["named twice"]),
+        (["mine", "./runs/bench/hand-v1/mine", "./runs/bench/hand-v1/mine"], ["named twice"]),
         (["missing.json"], ["missing.json", "no such file"]),
         (["runs/nothing/"], ["runs/nothing"]),
     ],
@@ -180,7 +181,7 @@ def test_other_references_are_refused_with_both_values(place: Path, capsys: pyte
 
 def test_another_suite_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(write(place / "elsewhere.json", edited(MINE, suite="my-suite")))
-    assert "suite: world-v1 and my-suite (mine)" in refused(file, "--suite", "world-v1", capsys=capsys)
+    assert "suite: hand-v1 and my-suite (mine)" in refused(file, "--suite", "hand-v1", capsys=capsys)
 
 
 def test_the_algorithm_its_plugin_and_its_seeds_are_what_is_compared(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,7 +215,7 @@ def test_without_a_common_task_there_is_nothing_to_compare(place: Path, capsys: 
 
 
 def test_unfinished_jobs_are_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (place / "runs/bench/world-v1/mine/sparse/seed-4/score.json").unlink()
+    (place / "runs/bench/hand-v1/mine/sparse/seed-4/score.json").unlink()
     found = compared("mine", capsys=capsys)
     said = " ".join(found["notes"])
     assert "mine has 14 of 15 runs; missing: sparse seed 4." in said
@@ -254,7 +255,7 @@ def test_the_table_and_the_words_are_printed_and_the_files_written(place: Path, 
     said = " ".join(capsys.readouterr().out.split())
     assert "► mine" in said
     assert "mine is number 1 of 3" in said
-    folder = place / "runs/bench/world-v1/comparison"
+    folder = place / "runs/bench/hand-v1/comparison"
     names = {"final_scores.png", "sample_efficiency.png", "performance_profiles.png", "cpu_seconds.png", "report.html"}
     assert {file.name for file in folder.iterdir()} == names
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in folder.glob("*.png"))
@@ -262,7 +263,7 @@ def test_the_table_and_the_words_are_printed_and_the_files_written(place: Path, 
     assert page.count("img") == 4
     assert page.count("tr") == 1 + 3
     assert "+0.400" in page.text
-    assert "searchqa bench suite=world-v1 algorithm=mine" in page.text
+    assert "searchqa bench suite=hand-v1 algorithm=mine" in page.text
     assert '"learning_rate": 0.0005' in page.text
 
 
@@ -296,4 +297,4 @@ def test_markdown_prints_the_table_and_writes_nothing(place: Path, capsys: pytes
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| algorithm | rank | IQM | deep | noisy | sparse | mean | best | difference from grpo |")
     assert lines[2].startswith("| **mine** | 1 | 0.700 (")
-    assert not (place / "runs/bench/world-v1/comparison").exists()
+    assert not (place / "runs/bench/hand-v1/comparison").exists()

@@ -28,9 +28,9 @@ PPO = by_hand.entry_of(dict.fromkeys(TASKS, (0.5, 0.6, 0.7, 0.8, 0.9)), "ppo", l
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "world-v1").mkdir()
+    (tmp_path / "hand-v1").mkdir()
     for entry in (GRPO, PPO):
-        write_entry(tmp_path / "world-v1" / f"{entry.algorithm}.json", entry)
+        write_entry(tmp_path / "hand-v1" / f"{entry.algorithm}.json", entry)
     monkeypatch.setattr(results, "LEADERBOARD", tmp_path)
     monkeypatch.setattr("searchqa_agents.bench_leaderboard_command.RESAMPLES", 50)
     monkeypatch.setenv("COLUMNS", "200")
@@ -38,14 +38,14 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_table_has_the_entries_with_the_best_above(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "leaderboard", "--markdown"]) == 0
+    assert main(["bench", "leaderboard", "--suite", "hand-v1", "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| algorithm | rank | IQM | deep | noisy | sparse | difference from grpo | tokens to 0.5 | collapsed |")
     assert lines[2].startswith("| PPO &#124; ours | 1 | 0.700 (")
     assert lines[3].startswith("| grpo | 2 | 0.300 (")
     assert "| +0.400 (+0.400 to +0.400) |" in lines[2]
-    assert "searchqa bench suite=world-v1 algorithm=grpo 'seed=range(5)'" in lines
-    assert main(["bench", "leaderboard"]) == 0
+    assert "searchqa bench suite=hand-v1 algorithm=grpo 'seed=range(5)'" in lines
+    assert main(["bench", "leaderboard", "--suite", "hand-v1"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "PPO | ours" in said
     assert "P(better than grpo)" in said
@@ -54,13 +54,13 @@ def test_the_table_has_the_entries_with_the_best_above(board: Path, capsys: pyte
 def test_a_file_gets_the_table_between_its_markers_and_nothing_else(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = board / "README.md"
     file.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nafter\n")
-    assert main(["bench", "leaderboard", "--write", str(file)]) == 0
+    assert main(["bench", "leaderboard", "--suite", "hand-v1", "--write", str(file)]) == 0
     capsys.readouterr()
-    assert main(["bench", "leaderboard", "--markdown"]) == 0
+    assert main(["bench", "leaderboard", "--suite", "hand-v1", "--markdown"]) == 0
     printed = capsys.readouterr().out
     assert file.read_text() == f"# Title\n\n{BEGIN}\n{printed}{END}\n\nafter\n"
     assert block_of(file) == printed.rstrip("\n")
-    assert main(["bench", "leaderboard", "--write", str(file)]) == 0
+    assert main(["bench", "leaderboard", "--suite", "hand-v1", "--write", str(file)]) == 0
     assert block_of(file) == printed.rstrip("\n")
 
 
@@ -80,25 +80,25 @@ def test_the_readme_has_what_the_command_prints() -> None:
         "a leaderboard and its place in the README come together: searchqa bench leaderboard --write README.md"
     )
     if entries:
-        assert block_of(README) == as_markdown("world-v1", leaderboard(entries)), "searchqa bench leaderboard --write README.md"
+        assert block_of(README) == as_markdown("world-v1", leaderboard("world-v1", entries)), "searchqa bench leaderboard --write README.md"
 
 
 def test_what_is_not_complete_is_told_beneath(board: Path) -> None:
     part = replace(PPO, runs=PPO.runs[:-1])
-    text = as_markdown("world-v1", leaderboard({"grpo": GRPO, "ppo": part}, resamples=20))
+    text = as_markdown("hand-v1", leaderboard("hand-v1", {"grpo": GRPO, "ppo": part}, resamples=20))
     assert "PPO &#124; ours has 14 of 15 runs; missing: sparse seed 4." in text
 
 
 def test_the_table_comes_out_the_same_each_time() -> None:
-    first, second = (as_markdown("world-v1", leaderboard({"grpo": GRPO, "ppo": PPO}, resamples=50)) for _ in range(2))
+    first, second = (as_markdown("hand-v1", leaderboard("hand-v1", {"grpo": GRPO, "ppo": PPO}, resamples=50)) for _ in range(2))
     assert first == second
 
 
 def test_commands_cannot_end_the_block_that_they_stand_in() -> None:
-    text = as_markdown("world-v1", leaderboard({"grpo": replace(GRPO, command="x\n```\n# Heading")}, resamples=20))
+    text = as_markdown("hand-v1", leaderboard("hand-v1", {"grpo": replace(GRPO, command="x\n```\n# Heading")}, resamples=20))
     assert text.count("```") == 2
 
 
 def test_a_suite_without_results_says_which_have_some(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "leaderboard", "--suite", "nothing"]) == 1
-    assert "there are some of: world-v1" in capsys.readouterr().err
+    assert "there are some of: hand-v1" in capsys.readouterr().err

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from searchqa_agents.bench import results
-from searchqa_agents.bench.results import read_entry, write_entry
+from searchqa_agents.bench.results import read_entry, shipped, write_entry
+from searchqa_agents.bench.sides import wanted_tasks
+from searchqa_agents.bench_submit_command import wrong_with
 from searchqa_agents.cli import main
 
 _spec = importlib.util.spec_from_file_location("entries_by_hand", Path(__file__).with_name("entries_by_hand.py"))
@@ -24,22 +27,24 @@ TASKS = ("deep", "noisy", "sparse")
 SCORES = (0.5, 0.6, 0.7, 0.8, 0.9)
 PLUGIN = "print('an algorithm')\n"
 HASH = hashlib.sha256(PLUGIN.encode()).hexdigest()
+SHIPPED = shipped("world-v1")
 MINE = by_hand.entry_of(dict.fromkeys(TASKS, SCORES), "mine", stamp={"plugins": {"mine.py": HASH}})
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a leaderboard, and a plugin; the current one."""
-    (tmp_path / "board" / "world-v1").mkdir(parents=True)
-    write_entry(tmp_path / "board" / "world-v1" / "grpo.json", by_hand.entry_of(dict.fromkeys(TASKS, SCORES), "grpo"))
+    (tmp_path / "board" / "hand-v1").mkdir(parents=True)
+    write_entry(tmp_path / "board" / "hand-v1" / "grpo.json", by_hand.entry_of(dict.fromkeys(TASKS, SCORES), "grpo"))
     monkeypatch.setattr(results, "LEADERBOARD", tmp_path / "board")
+    monkeypatch.setattr("searchqa_agents.bench.sides.DEFAULT_SUITE", "hand-v1")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(PLUGIN)
     return tmp_path
 
 
 def submitted(*runs: Any, line: tuple[str, ...] = ()) -> int:
-    by_hand.sweep(Path("runs/bench/world-v1"), by_hand.with_runs(runs, "mine"))
+    by_hand.sweep(Path("runs/bench/hand-v1"), by_hand.with_runs(runs, "mine"))
     return main(["bench", "submit", "mine", *line])
 
 
@@ -49,7 +54,7 @@ def test_what_is_written_is_the_entry_with_what_was_told(place: Path, capsys: py
     assert "Written: sent.json (15 runs, " in said
     assert f"Command: {MINE.command}" in said
     assert f"Plugin: sha256 {HASH}" in said
-    assert "bench/leaderboard/world-v1/mine.json" in said
+    assert "bench/leaderboard/hand-v1/mine.json" in said
     entry = read_entry("sent.json")
     assert (entry.label, entry.command, len(entry.runs)) == ("Mine, lr 5e-4", MINE.command, 15)
     assert entry.stamp["configurations_tried"] == 8
@@ -85,7 +90,7 @@ def test_everything_that_is_wrong_is_told_at_once(capsys: pytest.CaptureFixture[
     said = capsys.readouterr().err
     for part in (
         "noisy: there is no result of seeds 3 4.",
-        "`searchqa bench suite=world-v1 algorithm=mine 'seed=range(5)'` runs what is missing",
+        "`searchqa bench suite=hand-v1 algorithm=mine 'seed=range(5)'` runs what is missing",
         "settings.learning_rate must be one for all tasks and seeds",
         "0.001 (deep seed 1)",
         "sparse: task_version must be 1; it is 2.",
@@ -96,6 +101,20 @@ def test_everything_that_is_wrong_is_told_at_once(capsys: pytest.CaptureFixture[
     ):
         assert part in said, part
     assert not Path("mine.json").exists()
+
+
+def test_the_protocol_of_the_suite_is_what_its_files_say() -> None:
+    tasks = wanted_tasks("world-v1", {})
+    assert len(tasks) == 3
+    for name, wanted in tasks.items():
+        file = files("searchqa_conf").joinpath("task", f"{name}.yaml").read_text(encoding="utf-8")
+        assert f"version: {wanted.version}\n" in file
+        assert f"budget: {wanted.budget} " in file
+
+
+@pytest.mark.parametrize("algorithm", sorted(SHIPPED))
+def test_every_shipped_entry_follows_the_protocol(algorithm: str) -> None:
+    assert wrong_with(SHIPPED[algorithm], wanted_tasks("world-v1", SHIPPED), SHIPPED) == []
 
 
 def test_seeds_and_budgets_may_differ_in_the_settings() -> None:
@@ -110,12 +129,12 @@ def test_a_setting_that_only_some_runs_have_is_another_setting(capsys: pytest.Ca
 
 
 def test_unfinished_runs_are_named_with_the_line_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
-    by_hand.sweep(Path("runs/bench/world-v1"), MINE)
-    Path("runs/bench/world-v1/mine/deep/seed-4/score.json").unlink()
+    by_hand.sweep(Path("runs/bench/hand-v1"), MINE)
+    Path("runs/bench/hand-v1/mine/deep/seed-4/score.json").unlink()
     assert main(["bench", "submit", "mine"]) == 1
     said = capsys.readouterr().err
     assert "deep: there is no result of seed 4." in said
-    assert "goes on with what was begun (runs/bench/world-v1/mine/deep/seed-4)" in said
+    assert "goes on with what was begun (runs/bench/hand-v1/mine/deep/seed-4)" in said
 
 
 def test_another_file_than_the_plugin_of_the_runs_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
