@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-engines check format docs docs-serve bench bench-retrieval notebooks checkpoint simulator wheel clean
+.PHONY: help run test test-slow test-engines check format docs docs-serve bench bench-retrieval notebooks screenshots checkpoint simulator wheel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -90,6 +90,9 @@ bench-retrieval: $(VENV)/.bench ## measure retrieval at a million passages and r
 
 notebooks: $(VENV)/.test ## run the notebooks and keep their outputs in them (about five minutes)
 	$(BIN)/python scripts/run_notebooks.py
+
+screenshots: $(VENV)/.test ## make the pictures of pages in docs/ again, in a headless browser (about four minutes)
+	$(BIN)/python scripts/screenshots.py
 
 checkpoint: $(VENV)/.agents ## make the shipped SFT checkpoint again, byte for byte with these versions (about 2 minutes)
 	rm -rf runs/world-sft agents/searchqa_agents/checkpoints/world-sft
