@@ -203,6 +203,7 @@ def environment_pages() -> dict[str, str]:
     for info in DATASETS.values():
         pages[f"{info.name}.md"] = _set_page(info)
     pages["views.md"] = _views_page()
+    pages["dialects_and_rewards.md"] = _dialects_and_rewards_page()
     return {name: MADE + page for name, page in pages.items()}
 
 
@@ -213,7 +214,8 @@ def _index_page(reference: str) -> str:
             "# Environments",
             "",
             "One class, `searchqa_envs.SearchQAEnv`, registered once for each set of questions. `import searchqa_envs` registers the ids; every argument",
-            "has a default. Many at once, fixed shapes, text, and one token a step: [vectors and wrappers](views.md).",
+            "has a default. Many at once, fixed shapes, text, and one token a step: [vectors and wrappers](views.md). What `dialect=`, `prompt=` and `reward=`",
+            "may be: [dialects and rewards](dialects_and_rewards.md).",
             "",
             "| id | Hydra name (`env=`) | questions |",
             "|---|---|---|",
@@ -468,6 +470,48 @@ def _views_page() -> str:
             "",
             docstring_markdown(SearchQAVectorEnv, 3),
             *(f"## {view.__name__}\n\n`searchqa_envs.wrappers.{view.__name__}(env)`\n\n{docstring_markdown(view, 3)}" for view in views),
+        ]
+    )
+
+
+def _dialects_and_rewards_page() -> str:
+    from searchqa_envs.dialects import DIALECTS
+    from searchqa_envs.rewards import PRESETS
+
+    tags, prompts = [], []
+    for dialect in DIALECTS.values():
+        shown = (f"{dialect.search_open} {dialect.search_close}", f"{dialect.information_open} {dialect.information_close}")
+        written = " | ".join(f"`{text}`".replace("|", "\\|") for text in (*shown, f"{dialect.answer_open} {dialect.answer_close}"))
+        otherwise = "ends the episode" if dialect.invalid_text is None else "costs a turn and is answered with the published reply"
+        tags.append(f"| `{dialect.name}` | {written} | {otherwise} | {', '.join(f'`{name}`' for name in dialect.prompts)} |")
+        prompts.append(f"`{dialect.name}`:\n\n````text\n{dialect.prompts['published'].rstrip()}\n````\n")
+    rewards = []
+    for name, preset in PRESETS.items():
+        options = [f"`{option}={default:g}`" for option, default in preset.options.items()]
+        meaning = " ".join(docstring_markdown(preset.function).partition("\n\n")[0].split()).replace("|", "\\|")
+        rewards.append(f"| `{name}` | {', '.join(f'`{term}`' for term in preset.terms)} | {', '.join(options)} | {meaning} |")
+    return "\n".join(
+        [
+            "# Dialects and rewards",
+            "",
+            "## Dialects",
+            "",
+            "| `dialect=` | search | passages | answer | a segment that is no action | `prompt=` |",
+            "|---|---|---|---|---|---|",
+            *tags,
+            "",
+            "`prompt=` also takes a template of your own with `{question}`; `bare` is the question alone. The published prompts:",
+            "",
+            *prompts,
+            "## Rewards",
+            "",
+            '`reward=` takes a name, a mapping with options (`{"name": "em", "wrong": -1}`), a list of them, or',
+            "[a function of your own](../concepts.md#rewards); `reward_weights=` weighs terms by name.",
+            "",
+            "| `reward=` | terms | options | what it is |",
+            "|---|---|---|---|",
+            *rewards,
+            "",
         ]
     )
 
