@@ -22,8 +22,8 @@ from searchqa_agents.bench.results import shipped
 from searchqa_agents.trajectory import load_trajectories
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-COLOURS = 160
-"""A page has few; a picture of so many is a third as large."""
+COLOURS = 256
+"""A page has few; a picture of so many is half as large."""
 MOST_BYTES = 200_000
 """of one picture"""
 ROLLOUTS = "rollouts-000005"
@@ -133,7 +133,7 @@ def small(picture: bytes) -> bytes:
     """The same PNG with fewer colours."""
     file = BytesIO()
     image = Image.open(BytesIO(picture)).convert("RGB")
-    image.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+    image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, "png", optimize=True)
     return file.getvalue()
 
 

@@ -11,9 +11,9 @@ MOST_POINTS = 1000
 """A curve with more is thinned out to every second, third, ... step, and the panel says so."""
 TRAINING: dict[str, dict[str, str]] = {
     "Exact match and reward": {"charts/em": "exact match", "charts/episodic_return": "reward"},
-    "Searches per question": {"charts/searches": "searches", "charts/search_rate": "share of questions with a search"},
+    "Searches per question": {"charts/searches": "searches", "charts/search_rate": "questions with a search"},
     "Policy loss": {"losses/policy_loss": "policy loss"},
-    "KL divergence": {"losses/kl": "from the reference", "losses/approx_kl": "from the policy that sampled"},
+    "KL divergence": {"losses/kl": "from the reference", "losses/approx_kl": "from the sampling policy"},
     "Entropy per token": {"charts/entropy": "entropy"},
     "Tokens sampled per episode": {"charts/sampled_tokens": "tokens"},
     "Invalid turns per question": {"charts/invalid_turns": "invalid turns"},
