@@ -94,10 +94,13 @@ notebooks: $(VENV)/.test ## run the notebooks and keep their outputs in them (ab
 screenshots: $(VENV)/.test ## make the pictures of pages in docs/ again, in a headless browser (about four minutes)
 	$(BIN)/python scripts/screenshots.py
 
-checkpoint: $(VENV)/.agents ## make the shipped SFT checkpoint again, byte for byte with these versions (about 2 minutes)
-	rm -rf runs/world-sft agents/searchqa_agents/checkpoints/world-sft
+checkpoint: $(VENV)/.agents ## make the shipped SFT checkpoints again, byte for byte with these versions (about 6 minutes)
+	rm -rf runs/world-sft runs/world-shy runs/world-deep $(addprefix agents/searchqa_agents/checkpoints/world-,sft shy deep)
 	$(BIN)/searchqa sft run_dir=runs/world-sft seed=0 threads=1
-	mkdir -p agents/searchqa_agents/checkpoints && cp -r runs/world-sft/model agents/searchqa_agents/checkpoints/world-sft
+	$(BIN)/searchqa sft run_dir=runs/world-shy seed=0 threads=1 sft.steps=600 demonstrations=shyest_oracle env.dialect=r1-searcher 'env.prompt="{question}\n<think>"'
+	$(BIN)/searchqa sft run_dir=runs/world-deep seed=0 threads=1 sft.steps=600 env.preset=deep
+	mkdir -p agents/searchqa_agents/checkpoints
+	for name in sft shy deep; do cp -r runs/world-$$name/model agents/searchqa_agents/checkpoints/world-$$name; done
 
 simulator: $(VENV)/.agents ## make the shipped simulated search engine of the world again (about 3 minutes)
 	rm -rf runs/simulator agents/searchqa_agents/checkpoints/world-simulator

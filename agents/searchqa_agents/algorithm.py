@@ -39,6 +39,8 @@ class AlgorithmConfig:
 
     steps: int = 30
     """rollouts, each followed by its updates"""
+    token_budget: int | None = None
+    """end with the rollout in which the policy has sampled so many tokens in all, at the latest after ``steps``; schedules are then over the budget"""
     questions_per_step: int = 32
     """questions in a rollout"""
     group_size: int = 8

@@ -12,6 +12,7 @@ GROUPS = {
     "train": ("env", "algo", "alarms", "llm", "recipe", "ablation"),
     "sft": ("env",),
     "eval": ("env", "agent"),
+    "bench": ("suite", "task", "algo"),
     "select": ("env", "agent"),
     "play": ("env",),
 }

@@ -61,10 +61,11 @@ def weights_stamp(settings: EvalSettings) -> dict[str, Any]:
         return {}
     folder = checkpoint_path(model.checkpoint)
     dtype = measuring_dtype(settings.dtype, settings.device, model.checkpoint)
-    return {"dtype": dtype} | ({"weights_sha256": _folder_sha256(folder)} if isinstance(folder, Path) else {})
+    return {"dtype": dtype} | ({"weights_sha256": folder_sha256(folder)} if isinstance(folder, Path) else {})
 
 
-def _folder_sha256(folder: Path) -> str:
+def folder_sha256(folder: Path) -> str:
+    """Of a model's weights and configuration."""
     digest = hashlib.sha256()
     for file in sorted(path for pattern in ("*.safetensors", "*.bin", "*config.json") for path in folder.glob(pattern)):
         with file.open("rb") as opened:

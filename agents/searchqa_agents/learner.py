@@ -194,8 +194,8 @@ class Learner:
         self._losses.append(loss.detach())
         self.parallel.backward(loss)
 
-    def update(self, step: int) -> dict[str, float]:
-        """Clip the gradients and change the weights with the learning rates of ``step``.
+    def update(self, step: int, scheduled: float | None = None) -> dict[str, float]:
+        """Clip the gradients and change the weights with the learning rates of ``step``, or of where the schedules stand, if that is elsewhere.
 
         Returns
         -------
@@ -213,7 +213,7 @@ class Learner:
         optimisers = {"grad_norm": self._optimiser, "critic_grad_norm": self._critic_optimiser}
         norms = {name: (one, one.finite_norm(step, loss)) for name, one in optimisers.items() if one is not None}
         for one, norm in norms.values():
-            one.apply(step, norm)
+            one.apply(step if scheduled is None else scheduled, norm)
         return {name: float(norm) for name, (_, norm) in norms.items()}
 
     def discard(self) -> None:
@@ -223,7 +223,7 @@ class Learner:
             if one is not None:
                 one.adamw.zero_grad(set_to_none=True)
 
-    def learning_rate(self, step: int) -> float:
+    def learning_rate(self, step: float) -> float:
         """The policy's learning rate of a step, counted from 0."""
         return self._optimiser.learning_rate(step)
 

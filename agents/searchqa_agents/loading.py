@@ -34,18 +34,22 @@ RANDOM = "random"
 """the ``start`` that is a model of random weights"""
 
 
-def shipped_checkpoint() -> Path:
-    """The fine-tuned checkpoint of the world that comes with the package."""
-    path = Path(str(files("searchqa_agents"))) / "checkpoints" / "world-sft"
+SHIPPED = {"shipped": "world-sft", "shipped/shy": "world-shy", "shipped/deep": "world-deep"}
+"""Fine-tuned checkpoints of the world that come with the package, and their folders: the usual one, one that seldom searches, one for up to three hops."""
+
+
+def shipped_checkpoint(name: str = "shipped") -> Path:
+    """A fine-tuned checkpoint of the world that comes with the package; one of :data:`SHIPPED`."""
+    path = Path(str(files("searchqa_agents"))) / "checkpoints" / SHIPPED[name]
     if not path.is_dir():
         raise ConfigurationError(f"This installation has no shipped checkpoint ({path} is missing); make one with `searchqa sft`.")
     return path
 
 
 def checkpoint_path(name: str) -> str | Path:
-    """``shipped``, a folder, or a hub name, as what ``Policy.load`` takes. A path that looks like a folder but is none is an error."""
-    if name == "shipped":
-        return shipped_checkpoint()
+    """One of :data:`SHIPPED`, a folder, or a hub name, as what ``Policy.load`` takes. A path that looks like a folder but is none is an error."""
+    if name in SHIPPED:
+        return shipped_checkpoint(name)
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", ADAPTER_FILE)):
@@ -55,7 +59,7 @@ def checkpoint_path(name: str) -> str | Path:
         return path
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ConfigurationError(
-            f"There is no folder {name}. A checkpoint is 'shipped', a folder, or a name on the hub such as owner/model."
+            f"There is no folder {name}. A checkpoint is 'shipped' (or 'shipped/shy', 'shipped/deep'), a folder, or a name on the hub such as owner/model."
         )
     return name
 

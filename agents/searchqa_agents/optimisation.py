@@ -41,7 +41,7 @@ class AdamW(NamedTuple):
     schedule: Schedule = "linear"
 
 
-def learning_rate(settings: AdamW, step: int) -> float:
+def learning_rate(settings: AdamW, step: float) -> float:
     """Learning rate of a step, counted from 0: linear from 0 to the peak in ``warmup_steps``, then along ``schedule``.
 
     ``linear`` and ``cosine`` (half a period; Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5) end at ``final_fraction`` of the peak at
@@ -77,7 +77,7 @@ class Optimiser:
             fused=all(parameter.is_cuda for parameter in self._parameters.values()),  # the default there holds copies of all gradients
         )
 
-    def learning_rate(self, step: int) -> float:
+    def learning_rate(self, step: float) -> float:
         """See :func:`learning_rate`."""
         return learning_rate(self.settings, step)
 
@@ -115,7 +115,7 @@ class Optimiser:
             "or precision=float32."
         )
 
-    def apply(self, step: int, norm: Tensor, scale: float = 1.0) -> None:
+    def apply(self, step: float, norm: Tensor, scale: float = 1.0) -> None:
         """Clip gradients of this ``norm``, apply and clear them. Where all are 0 nothing changes, by momentum or weight decay neither."""
         if norm > 0:
             for group in self.adamw.param_groups:

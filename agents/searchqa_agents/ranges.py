@@ -20,6 +20,7 @@ _FINITE: _Range = (math.isfinite, "a finite number")
 
 RANGES: dict[str, _Range] = {
     **dict.fromkeys(("steps", "max_steps", "batch_size", "questions_per_step", "group_size", "dynamic_sampling", "num_worlds"), _COUNT),
+    "token_budget": _COUNT,
     **dict.fromkeys(("update_epochs", "num_minibatches", "max_tokens", "schedule_steps", "check_every"), _COUNT),
     **dict.fromkeys(("warmup_steps", "checkpoint_every", "settling_steps", "critic_warmup"), _NUMBER),
     **dict.fromkeys(("learning_rate", "critic_learning_rate", "weight_decay", "value_coef"), _FROM_0),

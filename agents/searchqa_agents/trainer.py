@@ -106,7 +106,7 @@ def train(
     sampled against the one being updated, nats per token; trajectories without advantage may count as 0), ``losses/grad_norm``, and with the
     algorithm ``losses/clipfrac, losses/kl, losses/entropy, losses/value_loss, losses/value_clipfrac, losses/critic_grad_norm``. Of the rollout:
     ``charts/groups_with_spread`` (share of groups whose rewards differ), ``charts/trained_share`` (of all episodes: those learned from, with an advantage),
-    ``charts/explained_variance`` (of the returns, by the critic). Of the step: ``charts/updates`` (fewer than planned after an early stop on KL),
+    ``charts/explained_variance`` (of the returns, by the critic). ``charts/policy_tokens``: sampled by the policy since the training began. Of the step: ``charts/updates`` (fewer than planned after an early stop on KL),
     ``charts/learning_rate``, ``time/rollout``, ``time/update``. Of the rollout's searches: :data:`SEARCH_FIGURES`, of all processes together; explained
     in ``searchqa_retrievers.counted``.
     """
@@ -115,14 +115,24 @@ def train(
     parallel = parallel or Parallel()
     learner = Learner(policy, config, has_critic=chosen.critic, parallel=parallel)
     first = 0 if state is None else learner.load_state_dict(state)
+    spent = 0 if state is None else int(state.get("policy_tokens", 0))
+    scheduled_steps = config.schedule_steps or config.steps
     lost = LostRollouts(max_lost_rollouts, config.steps - first)
     base: Any = venv.unwrapped
     for step in range(first, config.steps):
+        if config.token_budget is not None and spent >= config.token_budget:
+            break
         # 1. play a group of episodes on each question
         started = time.perf_counter()
-        base.set_progress(step + 1, config.steps)  # counted from 1, as ZeroSearch's curriculum does
+        if config.token_budget is None:
+            scheduled: float = step
+            base.set_progress(step + 1, config.steps)  # counted from 1, as ZeroSearch's curriculum does
+        else:
+            scheduled = scheduled_steps * spent / config.token_budget
+            base.set_progress(spent + 1, config.token_budget)
         counted = base.search_counters().sums
         played, kept, spread = _play(venv, sampler or policy, config, step, {**(stamp or {}), "train_step": step}, parallel, questions)
+        spent += sum(int(trajectory.loss_mask.sum()) for trajectory in played)
         lost.add(played)
         searched = parallel.summed(counted_since(base.search_counters().sums, counted))
         if on_search is not None:
@@ -131,6 +141,7 @@ def train(
             on_rollout(step, played)
         rollout_seconds = time.perf_counter() - started
         metrics = {**rollout_metrics(played), **search_metrics(searched), "charts/groups_with_spread": spread}
+        metrics["charts/policy_tokens"] = float(spent)
 
         with learner.updating():
             # 2. what is learned from them: every process has the whole batch as numbers
@@ -150,17 +161,18 @@ def train(
 
             # 3. update
             metrics["charts/trained_share"] = len(with_advantage(batch)) / max(len(played), 1)
-            metrics |= batch_metrics(batch, config) | _update(learner, chosen, batch, config, step, parallel)
+            metrics |= batch_metrics(batch, config) | _update(learner, chosen, batch, config, step, scheduled, parallel)
 
         done = step + 1
         ended = (until is not None and until(done, metrics)) or done == config.steps
+        ended = ended or (config.token_budget is not None and spent >= config.token_budget)
         if on_step is not None:
             seconds = {"time/rollout": rollout_seconds, "time/update": time.perf_counter() - started - rollout_seconds}
-            on_step(done, {**metrics, "charts/learning_rate": learner.learning_rate(step), **seconds})
+            on_step(done, {**metrics, "charts/learning_rate": learner.learning_rate(scheduled), **seconds})
         lost.check()
         due = config.checkpoint_every and done % config.checkpoint_every == 0 and not lost.in_a_row
         if on_checkpoint is not None and (ended or due):
-            on_checkpoint(done, learner.state_dict(done))
+            on_checkpoint(done, {**learner.state_dict(done), "policy_tokens": spent})
         if ended:
             break
 
@@ -217,7 +229,13 @@ def _play(
 
 
 def _update(
-    learner: Learner, algorithm: Algorithm[Any], batch: Batch, config: AlgorithmConfig, step: int, parallel: Parallel
+    learner: Learner,
+    algorithm: Algorithm[Any],
+    batch: Batch,
+    config: AlgorithmConfig,
+    step: int,
+    scheduled: float,
+    parallel: Parallel,
 ) -> dict[str, float]:
     """All updates of one rollout; each is the exact gradient of its minibatch, whatever its micro-batches and processes."""
     # a trajectory without advantage has no gradient in the policy's loss: it counts in the means, but need not be evaluated
@@ -239,7 +257,7 @@ def _update(
         if config.max_kl is not None and shares["approx_kl"] > config.max_kl:
             learner.discard()
             break
-        for name, value in {**shares, **learner.update(step)}.items():
+        for name, value in {**shares, **learner.update(step, scheduled)}.items():
             sums[name] = sums.get(name, 0.0) + value
         updates += 1
     return {**{f"losses/{name}": total / max(updates, 1) for name, total in sums.items()}, "charts/updates": float(updates)}

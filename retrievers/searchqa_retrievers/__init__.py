@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from searchqa_retrievers.http_client import Http
     from searchqa_retrievers.hybrid import Hybrid
     from searchqa_retrievers.milvus import MilvusRetriever
+    from searchqa_retrievers.noisy import Noisy
     from searchqa_retrievers.online import Online
     from searchqa_retrievers.paths import cache_root
     from searchqa_retrievers.recording import Recorded, Replay
@@ -58,6 +59,7 @@ _LAZY = {
     "Encoder": "encoders",
     "EncoderSettings": "encoders",
     "Filtered": "filtered",
+    "Noisy": "noisy",
     "Http": "http_client",
     "Hybrid": "hybrid",
     "MilvusRetriever": "milvus",
@@ -98,6 +100,7 @@ __all__ = [
     "Hybrid",
     "MilvusRetriever",
     "NoRetriever",
+    "Noisy",
     "Online",
     "Passage",
     "RandomRetriever",

@@ -36,6 +36,7 @@ _MAKERS: Mapping[str, _Maker] = {
     "hybrid": _Maker("hybrid"),
     "rerank": _Maker("rerank"),
     "filtered": _Maker("filtered"),
+    "noisy": _Maker("noisy"),
     "sources": _Maker("sources"),
     "milvus": _Maker("milvus"),
     "random": _Maker("controls", "make_random"),
