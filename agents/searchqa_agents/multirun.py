@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.experimental.callback import Callback
 
@@ -110,12 +110,14 @@ def planned_jobs(config: DictConfig) -> list[list[str]] | None:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
 
     if not _is_basic(config):
         return None
     words = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    words += cast("list[str]", OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
     try:
-        overrides = OverridesParser.create().parse_overrides([*words, *config.hydra.overrides.task])
+        overrides = OverridesParser.create().parse_overrides(words)
         return [list(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
     except HydraException:  # such as glob(*), which needs the files of the configuration
         return None

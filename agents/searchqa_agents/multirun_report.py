@@ -48,6 +48,8 @@ long it took, and what it measured; beneath it what happened: jobs that failed, 
 compared, also the table of `searchqa report`. Writes FOLDER/multirun.html, one page with the same, the learning curves, and a link to each job's page.
   --markdown               print the tables in Markdown"""
 
+OF_A_LINE = ("retry", "threads", "objective", "device", "run_dir")
+"""Keys that say how a line goes about its jobs: where they are not swept, they tell no job from another."""
 STATES = (FINISHED, SKIPPED, FAILED, KILLED, STOPPED, RUNNING, LOST, NOT_BEGUN)
 TRACE_CHARACTERS = 4000
 """of the end of a trace, on the page"""
@@ -134,6 +136,7 @@ def main(line: Sequence[str]) -> int:
         say("\n\n".join(part for part in [*parts, *report.notes] if part))
         return 0
     console.print(_terminal_table(report))
+    say(f"{report.counts}.")
     for event in report.events:
         say(event)
     if report.comparison is not None:
@@ -150,7 +153,7 @@ def _terminal_table(report: Report) -> Any:
     from rich.text import Text
 
     columns, rows = report.table()
-    table = RichTable(title=Text(f"Sweep {report.folder}"), title_justify="left", caption=Text(f"{report.counts}."), caption_justify="left")
+    table = RichTable(title=Text(f"Sweep {report.folder}"), title_justify="left")
     for place, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if place > 1 else "left", no_wrap=place < 2, overflow="fold")
     for row in rows:
@@ -167,12 +170,13 @@ def read_report(folder: Path) -> Report:
             f"{folder} is not the folder of a sweep that kept records: it has neither {JOBS_FOLDER}/*.json nor sweep.json. "
             f"`searchqa report {folder}` tells of the runs beneath a folder."
         )
-    planned = [tuple(words) for launch in launches for words in launch["jobs"] or ()]
-    begun = {record.overrides for record in records}
-    waiting = [words for words in dict.fromkeys(planned) if words not in begun]
-    differing = _differing([*(record.overrides for record in records), *waiting])
-    order = {words: place for place, words in enumerate(dict.fromkeys(planned))}
-    records.sort(key=lambda record: order.get(record.overrides, len(order)))
+    planned = [words for launch in launches for words in launch["jobs"] or ()]
+    swept = list(dict.fromkeys(key for launch in launches for key in _differing(launch["jobs"] or ())))
+    places = {_label(words, swept): place for place, words in reversed(list(enumerate(planned)))}
+    begun = {_label(record.overrides, swept) for record in records}
+    waiting = [planned[place] for label, place in sorted(places.items(), key=lambda item: item[1]) if label not in begun]
+    records.sort(key=lambda record: places.get(_label(record.overrides, swept), len(planned)))
+    differing = [key for key in _differing([*(record.overrides for record in records), *waiting]) if key in swept or key not in OF_A_LINE]
     jobs = [_job(sweep, record, differing) for record in records]
     jobs += [Job(_label(words, differing) or "job", _label(words, differing, "seed"), NOT_BEGUN) for words in waiting]
     lines = [f"searchqa {launch['command']} {shlex.join(launch['line'])}" for launch in reversed(launches)]
