@@ -112,9 +112,9 @@ def _missing(entry: Entry, tasks: Mapping[str, Wanted]) -> Iterator[str]:
             incomplete = True
             yield f"{task}: there is no result of seed{'s' if len(missing) > 1 else ''} {' '.join(missing)}."
     if incomplete:
-        begun = f", and goes on with what was begun ({', '.join(map(str, entry.unfinished))})" if entry.unfinished else ""
-        line = entry.command or f"searchqa bench suite={entry.suite} algorithm={entry.algorithm} 'seed=range(5)'"
-        yield f"`{line}` runs what is missing{begun}."
+        begun = f"; {', '.join(map(str, entry.unfinished))} was begun" if entry.unfinished else ""
+        made_by = f", with the settings of the line that made the others: `{entry.command}`" if entry.command else ""
+        yield f"`searchqa bench suite={entry.suite} algorithm=... 'seed=range(5)'` runs what is missing{made_by}{begun}."
 
 
 def _other_settings(runs: Sequence[ScoreRun]) -> Iterator[str]:

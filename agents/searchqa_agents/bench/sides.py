@@ -137,14 +137,15 @@ def _tasks(mine: Mapping[str, Entry], of_suite: Collection[str]) -> tuple[tuple[
     if not tasks:
         own = "; ".join(f"{name} has {', '.join(entry.tasks)}" for name, entry in mine.items())
         raise BenchResultError(f"There is no task that all have of {', '.join(wanted)}: {own}. Run what is missing with `searchqa bench`.")
-    said = []
+    lacking: dict[str, list[str]] = {}
+    more: dict[str, list[str]] = {}
     for name, entry in mine.items():
-        lacking = [task for task in wanted if task not in entry.tasks]
-        if lacking:
-            said.append(f"{name} has no run on {', '.join(lacking)}: all numbers are of the other tasks.")
-        more = [task for task in entry.tasks if task not in wanted]
-        if more:
-            said.append(f"{name} has runs on {', '.join(more)} too, which is no task of the leaderboard and left out.")
+        lacking.setdefault(", ".join(task for task in wanted if task not in entry.tasks), []).append(name)
+        more.setdefault(", ".join(task for task in entry.tasks if task not in wanted), []).append(name)
+    said = [f"No run on {of}, and so all numbers are of the other tasks: {', '.join(names)}." for of, names in lacking.items() if of]
+    said += [
+        f"Runs on {of} too, which are no part of the leaderboard and left out: {', '.join(names)}." for of, names in more.items() if of
+    ]
     return tasks, tuple(said)
 
 

@@ -28,6 +28,10 @@ from searchqa_agents.table import markdown, number
 
 HALF = 0.5
 """The score whose tokens are told: half of the oracle's."""
+FEWEST_SEEDS = 3
+"""Of each task, for words to say anything of a difference: intervals of fewer say next to nothing."""
+NOTHING = 1e-9
+"""Differences up to this are rounding."""
 MARK = "►"
 """Marks a row of ``mine``."""
 DASH = "–"
@@ -379,13 +383,17 @@ def in_words(comparison: Comparison, name: str) -> list[str]:
             told["unknown"].append(other.name)
             continue
         low, high = difference.interval
-        kind = "better" if low > 0 else "worse" if high < 0 else "alike"
+        kind = "better" if low > NOTHING else "worse" if high < -NOTHING else "alike"
         bounds = f"{signed(low)} to {signed(high)}"
         size = f"({signed(difference.value)}, {bounds})" if kind == "alike" else f"by {signed(difference.value)} ({bounds})"
         told[kind].append(f"{other.name} {size}")
     parts = [f"it is {kind} than {_listed(told[kind])}" for kind in ("better", "worse") if told[kind]]
     parts += [f"it cannot be told apart from {_listed(told['alike'])}"] if told["alike"] else []
-    parts += [f"nothing can be said beside {_listed(told['unknown'])}: too few tasks and seeds are in common"] if told["unknown"] else []
+    parts += (
+        [f"nothing can be said beside {_listed(told['unknown'])}: fewer than {FEWEST_SEEDS} seeds of a task are in common"]
+        if told["unknown"]
+        else []
+    )
     if parts:
         sentences.append(f"On the same tasks and seeds {'; '.join(parts)}.")
     overlapping = [one.name for one in others if _overlap(own, one)]
@@ -401,8 +409,9 @@ def in_words(comparison: Comparison, name: str) -> list[str]:
 
 
 def _difference(own: Standing, other: Standing, resamples: int) -> Estimate | None:
+    """None where they have too few seeds in common."""
     found = _known(lambda: paired(own.entry, other.entry, resamples=resamples))
-    return None if found is None else found.difference
+    return None if found is None or min(task.pairs for task in found.tasks.values()) < FEWEST_SEEDS else found.difference
 
 
 def _overlap(one: Standing, other: Standing) -> bool:

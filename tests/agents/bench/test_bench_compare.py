@@ -205,8 +205,8 @@ def test_tasks_that_are_missing_or_no_part_of_the_leaderboard_are_told(place: Pa
     found = compared(str(write(place / "part.json", part)), capsys=capsys)
     assert found["tasks"] == ["deep", "sparse"]
     said = " ".join(found["notes"])
-    assert "part has no run on noisy" in said
-    assert "part has runs on extra too" in said
+    assert "No run on noisy, and so all numbers are of the other tasks: part." in said
+    assert "Runs on extra too, which are no part of the leaderboard and left out: part." in said
 
 
 def test_without_a_common_task_there_is_nothing_to_compare(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

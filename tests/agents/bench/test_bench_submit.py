@@ -90,7 +90,7 @@ def test_everything_that_is_wrong_is_told_at_once(capsys: pytest.CaptureFixture[
     said = capsys.readouterr().err
     for part in (
         "noisy: there is no result of seeds 3 4.",
-        "`searchqa bench suite=hand-v1 algorithm=mine 'seed=range(5)'` runs what is missing",
+        f"runs what is missing, with the settings of the line that made the others: `{MINE.command}`",
         "settings.learning_rate must be one for all tasks and seeds",
         "0.001 (deep seed 1)",
         "sparse: task_version must be 1; it is 2.",
@@ -134,7 +134,7 @@ def test_unfinished_runs_are_named_with_the_line_that_goes_on(capsys: pytest.Cap
     assert main(["bench", "submit", "mine"]) == 1
     said = capsys.readouterr().err
     assert "deep: there is no result of seed 4." in said
-    assert "goes on with what was begun (runs/bench/hand-v1/mine/deep/seed-4)" in said
+    assert "runs/bench/hand-v1/mine/deep/seed-4 was begun" in said
 
 
 def test_another_file_than_the_plugin_of_the_runs_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,12 +103,22 @@ def test_words_say_what_is_told_apart_and_what_is_not(three: Any) -> None:
     assert any("overlaps with" in sentence and "grpo" in sentence for sentence in rest)
 
 
-def test_with_one_seed_nothing_is_told_apart() -> None:
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_with_one_or_two_seeds_nothing_is_told_apart(seeds: int) -> None:
+    high, low = (dict.fromkeys(TASKS, (score,) * seeds) for score in (0.9, 0.1))
+    words = " ".join(in_words(comparison_of(by_hand.entry_of(high), by_hand.entry_of(low, "grpo")), "mine"))
+    assert "nothing can be said beside grpo: fewer than 3 seeds" in words
+    assert "better" not in words
+
+
+def test_a_difference_that_is_rounding_tells_nothing_apart() -> None:
+    entries = [by_hand.entry_of(dict.fromkeys(TASKS, (score,) * 5), name) for name, score in (("mine", 0.5), ("grpo", 0.5 + 1e-12))]
+    assert "cannot be told apart from grpo (+0.000, +0.000 to +0.000)" in " ".join(in_words(comparison_of(*entries), "mine"))
+
+
+def test_with_one_seed_there_is_no_interval() -> None:
     one = comparison_of(by_hand.entry_of(dict.fromkeys(TASKS, (0.9,))), by_hand.entry_of(dict.fromkeys(TASKS, (0.1,)), "grpo"))
-    sentences = " ".join(in_words(one, "mine"))
-    assert "over 1 seed and 3 tasks" in sentences
-    assert "nothing can be said beside grpo" in sentences
-    assert "better" not in sentences
+    assert "over 1 seed and 3 tasks" in " ".join(in_words(one, "mine"))
     assert cells(one, "mine")["IQM"].line == "0.900"
     assert cells(one, "mine")["difference from grpo"].line == "+0.800"
 
