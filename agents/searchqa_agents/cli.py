@@ -122,7 +122,7 @@ Examples:
   searchqa play env=hotpotqa env.split=all
   echo "answer: yes" | searchqa play --seed 3""",
     ),
-    "data": Command("data_command", "list, download, verify and merge data sets; write rows for training engines", ""),
+    "data": Command("data_command", "list, download, verify and merge data sets; write rows for training engines; export episodes", ""),
     "simulator": Command("simulator_command", "make a simulated search engine: collect, label, train, evaluate", ""),
     "index": Command("index_command", "build, look at, measure and verify search indexes", ""),
     "report": Command(

@@ -188,13 +188,15 @@ class Dashboard:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._live.refresh()  # also what ended between two frames has been seen
-        self._end()
-        if self._before_term is not None:
-            signal.signal(signal.SIGTERM, self._before_term)
-        self._restore()
-        for message in self._kept:
-            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        try:
+            self._live.refresh()  # also what ended between two frames has been seen
+        finally:
+            self._end()
+            if self._before_term is not None:
+                signal.signal(signal.SIGTERM, self._before_term)
+            self._restore()
+            for message in self._kept:
+                self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def _end(self) -> None:
         self.console.file.write("\x1b[?7h")
@@ -208,18 +210,20 @@ class Dashboard:
             return self._last
         try:
             width, height = self.console.size
-            curves = self._curve_rows()
+            curves, numbers = self._curve_rows(), self._numbers()
+            wide = width >= 76
+            high = max(len(curves), len(numbers) if wide else 0, 5) + 2
             messages = list(self._messages)[-(3 if height >= 24 else 1) :]
             layout = Layout()
             rows = [Layout(self._head(width), size=2)]
-            left = Layout(self._curve_table(curves, width - 26 if width >= 76 else width))
-            middle = Layout(size=max(len(curves), 5) + 2)
-            middle.split_row(*([left, Layout(self._numbers(), size=26)] if width >= 76 else [left]))
+            left = Layout(self._curve_table(curves, width - 26 if wide else width))
+            middle = Layout(size=high)
+            middle.split_row(*([left, Layout(_number_table(numbers), size=26)] if wide else [left]))
             rows.append(middle)
             if messages:
                 text = Text("\n".join(messages), no_wrap=True, overflow="ellipsis", style="yellow")
                 rows.append(Layout(text, size=len(messages)))
-            room = height - 2 - (max(len(curves), 5) + 2) - len(messages)
+            room = height - 2 - high - len(messages)
             if room >= 4:
                 rows.append(Layout(self._episode_panel(width, room), size=room))
             layout.split_column(*rows)
@@ -262,10 +266,11 @@ class Dashboard:
         for title, values in rows:
             text.append(f"{title[:12]:<13}")
             text.append(sparkline(values, max(width - 4 - 13 - 9, 8), blocks), style="cyan")
-            text.append(f" {values[-1]:>8.3g}\n")
+            latest = f"{values[-1]:.3g}"
+            text.append(f" {latest if len(latest) <= 8 else f'{values[-1]:.1e}':>8}\n")
         return Panel(text, title=self._phase or "waiting for the first step", title_align="left", padding=(0, 1))
 
-    def _numbers(self) -> RenderableType:
+    def _numbers(self) -> list[tuple[str, str]]:
         latest = self._latest
         seconds = sum(latest.get(f"time/{part}", 0.0) for part in ("rollout", "data", "update"))
         rows: list[tuple[str, str]] = [("step", str(latest.get("step", "-")))]
@@ -276,11 +281,7 @@ class Dashboard:
         if "charts/learning_rate" in latest:
             rows.append(("learning rate", f"{latest['charts/learning_rate']:.2g}"))
         rows.append(("memory, peak", memory_text()))
-        rows += [(f"EM {name}"[:14], f"{value:.3f}") for name, value in list(self._measured.items())[-1:]]
-        text = Text(no_wrap=True, overflow="crop")
-        for name, value in rows[:6]:
-            text.append(f"{name:<14}", style="dim").append(f"{value:>8}\n")
-        return Panel(text, padding=(0, 1))
+        return rows + [(f"EM {name}"[:14], f"{value:.3f}") for name, value in list(self._measured.items())[-1:]]
 
     def _episode_panel(self, width: int, room: int) -> RenderableType:
         if self._episode is None:
@@ -307,6 +308,13 @@ def sparkline(values: Sequence[float], width: int, blocks: str = _BLOCKS) -> str
         share = 0.0 if mean is None or high == low else (mean - low) / (high - low)
         drawn += " " if mean is None else blocks[min(int(share * len(blocks)), len(blocks) - 1)]
     return drawn.ljust(width)
+
+
+def _number_table(rows: Sequence[tuple[str, str]]) -> RenderableType:
+    text = Text(no_wrap=True, overflow="crop")
+    for name, value in rows:
+        text.append(f"{name:<14}", style="dim").append(f"{value:>8}\n")
+    return Panel(text, padding=(0, 1))
 
 
 def memory_text() -> str:
@@ -347,9 +355,9 @@ def episode_lines(trajectory: Trajectory, width: int, room: int, console: Consol
 
 def _turn_lines(trajectory: Trajectory, place: int, width: int, segment_lines: int, reply_lines: int, console: Console) -> list[Text]:
     turn = trajectory.turns[place]
-    lines = _cut(Text(f"{place + 1} {plain_text(turn.segment)}", style=_POLICY), width, segment_lines, console)
-    if turn.observation:
-        lines += _cut(Text(f"  {plain_text(turn.observation)}", style=_ENVIRONMENT), width, reply_lines, console)
+    lines = _cut(Text(f"{place + 1} {plain_text(turn.segment.strip())}", style=_POLICY), width, segment_lines, console)
+    if turn.observation.strip():
+        lines += _cut(Text(f"  {plain_text(turn.observation.strip())}", style=_ENVIRONMENT), width, reply_lines, console)
     return lines
 
 

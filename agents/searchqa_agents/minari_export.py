@@ -105,6 +105,11 @@ class Plan:
     def add(self, episode: Episode) -> None:
         """Take a look at an episode. Raises ``ConfigurationError`` if it was played in another environment than those before."""
         stamp = dict(episode.trajectory.stamp)
+        if not {"dataset", "tokenizer"} <= set(stamp):
+            raise ConfigurationError(
+                f"{episode.run}/{episode.file}, line {episode.line + 1}: the episode's stamp does not say which environment it was played in. Export to "
+                "parquet, which needs none."
+            )
         self.hops.update(stamp.get("hops") or ())
         if self.stamp is None:
             self.stamp, self.first = stamp, f"{episode.run}/{episode.file}"

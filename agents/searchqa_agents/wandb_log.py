@@ -137,6 +137,7 @@ class WandbLog:
             "tags": list(self.settings.tags),
             "id": run_id(self.folder),
             "resume": "allow",
+            "allow_val_change": True,
             "dir": str(self.folder),
             "config": {**config, "stamp": read_stamp(self.folder)},
             "settings": wandb.Settings(

@@ -69,7 +69,9 @@ def filled(console: Console, episode: Any) -> Dashboard:
             "charts/entropy": 2 - step / 30,
             "losses/approx_kl": 1e-3,
         }
-        dashboard.log("train", step, {**values, "charts/tokens": 900.0, "time/rollout": 0.5, "time/update": 0.1})
+        dashboard.log(
+            "train", step, {**values, "charts/tokens": 900.0, "charts/learning_rate": 1e-4, "time/rollout": 0.5, "time/update": 0.1}
+        )
     dashboard.log("before", 0, {"hops=2/sampled/em": 0.25})
     dashboard.say("Warning: entropy fell")
     dashboard.episode("train", 30, made(episode, "<search> where", "<answer> Porto", answer="Porto"), kept=False)

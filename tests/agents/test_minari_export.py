@@ -102,6 +102,14 @@ def test_episodes_of_two_environments_are_not_mixed(run_folder: Path, tmp_path: 
     assert not (tmp_path / "both-v0").exists()
 
 
+def test_an_episode_that_does_not_say_where_it_was_played_is_refused(
+    run_folder: Path, tmp_path: Path, episode: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append_trajectories(tmp_path / "loose.jsonl", [episode([1], [2])])
+    assert main(["export", str(tmp_path / "loose.jsonl"), "--to", "minari", str(tmp_path / "loose-v0"), "--run", str(run_folder)]) == 2
+    assert "line 1: the episode's stamp does not say" in " ".join(capsys.readouterr().err.split())
+
+
 def test_an_environment_that_is_not_as_it_was_is_refused(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["export", str(run_folder), "--only", "after", "--to", "minari", str(tmp_path / "other-v0")]
     assert main([*line, "--tokenizer", "byte"]) == 2
