@@ -12,7 +12,7 @@ from searchqa_agents.bench.alike import Unlike, check_alike, check_allowed, unli
 from searchqa_agents.bench.results import Entry
 from searchqa_agents.bench.sides import DEFAULT_SUITE, SEEDS, Sides, read_sides
 from searchqa_agents.bench.statistics import RESAMPLES
-from searchqa_agents.bench.table import Comparison, as_json, columns, compared, in_words, markdown_table, notes, text_rows
+from searchqa_agents.bench.table import Comparison, as_json, columns, compared, in_words, markdown_table, notes, one_line, text_rows
 from searchqa_agents.comparable import shown
 from searchqa_agents.runs import replace_file
 from searchqa_agents.table import in_parts, legible, show
@@ -53,6 +53,7 @@ def main(line: Sequence[str]) -> int:
     ]
     if baseline is None:
         beneath.append(f"There is no {BASELINE} here to take differences from; --baseline names another.")
+    beneath = [one_line(text) for text in beneath]  # with values of other people's stamps
     files = []
     if arguments.out or not (arguments.markdown or arguments.json):
         folder = Path(arguments.out or Path(arguments.runs or Path("runs") / "bench" / sides.suite) / "comparison")
@@ -60,8 +61,7 @@ def main(line: Sequence[str]) -> int:
     console = legible(Console())
     if arguments.json:
         found = _as_json(comparison, sides, sentences, beneath, against)
-        text = json.dumps(found, indent=1, ensure_ascii=not console.encoding.startswith("utf"), allow_nan=False)
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(json.dumps(found, indent=1, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
         return 0
     chosen = columns(comparison)
     if arguments.markdown:

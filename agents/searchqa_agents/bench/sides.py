@@ -88,7 +88,18 @@ def read_sides(words: Sequence[str], suite: str | None, runs: str | Path | None)
     mine = {f"{name} (yours)" if name in rest else name: entry for name, entry in mine.items()}
     entries = mine | rest
     tasks, left_out = _tasks(mine, wanted_tasks(suite, board))
+    for name, entry in entries.items():
+        check_words(name, entry)
     return Sides(suite, entries, tuple(mine), tasks, left_out)
+
+
+def check_words(name: str, entry: Entry) -> None:
+    """Raise ``BenchResultError`` for names of tasks that are no words: they stand in tables, files and terminals."""
+    for task in entry.tasks:
+        if not re.fullmatch(r"[\w .+-]{1,60}", task):
+            raise BenchResultError(
+                f"{name}: task: must be letters, digits, spaces and _.+-, at most 60; got {task[:60]!r}. Name the task otherwise."
+            )
 
 
 def named(label: str) -> str:

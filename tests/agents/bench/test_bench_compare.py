@@ -267,13 +267,17 @@ def test_the_table_and_the_words_are_printed_and_the_files_written(place: Path, 
     assert '"learning_rate": 0.0005' in page.text
 
 
-def test_the_page_asks_for_nothing_from_outside_and_runs_its_own_script_only(place: Path) -> None:
-    assert main(["bench", "compare", "mine", "--out", "out"]) == 0
+def test_hostile_labels_add_no_element_and_nothing_is_asked_for_from_outside(place: Path) -> None:
+    content = json.loads(write(place / "hostile.json", MINE).read_text())
+    (place / "hostile.json").write_text(json.dumps({**content, "label": HOSTILE, "command": HOSTILE}))
+    assert main(["bench", "compare", "hostile.json", "--out", "out"]) == 0
     text, page = page_of(place / "out")
+    assert (page.count("script"), page.count("img"), page.count("tr")) == (1, 4, 1 + 3)
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert page.text.count("<script>alert(1)</script><img src=x onerror=alert(1)>") >= 3
     policy = next(attributes["content"] for _, attributes in page.elements if attributes.get("http-equiv") == "Content-Security-Policy")
-    script = re.search(r"<script>(.*)</script>", text, flags=re.DOTALL)
+    script = re.search(r"<script>(.*?)</script>", text, flags=re.DOTALL)
     assert script is not None
-    assert policy is not None
     digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
     assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
     sources = [attributes[name] for _, attributes in page.elements for name in ("src", "href") if name in attributes]
@@ -282,14 +286,9 @@ def test_the_page_asks_for_nothing_from_outside_and_runs_its_own_script_only(pla
     assert "https://" not in text
 
 
-def test_hostile_labels_add_no_element(place: Path) -> None:
-    content = json.loads(write(place / "hostile.json", MINE).read_text())
-    (place / "hostile.json").write_text(json.dumps({**content, "label": HOSTILE, "command": HOSTILE}))
-    assert main(["bench", "compare", "hostile.json", "--out", "out"]) == 0
-    _, page = page_of(place / "out")
-    assert (page.count("script"), page.count("img"), page.count("tr")) == (1, 4, 1 + 3)
-    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    assert page.text.count("<script>alert(1)</script><img src=x onerror=alert(1)>") >= 3
+def test_a_task_whose_name_is_no_word_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(write(place / "odd.json", by_hand.entry_of({"deep": HIGH, "\x1b[31m": HIGH}, "odd")))
+    assert "task: must be letters" in refused(file, capsys=capsys)
 
 
 def test_markdown_prints_the_table_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
