@@ -67,7 +67,17 @@ def shots(runs: Path) -> list[Shot]:
             "screenshots/advantage.png", page, f"#set={ROLLOUTS}&colour=advantage&{better}", (1280, 800), "light", ".policy span >> nth=2"
         ),
     ]
-    searchqa("train", "-m", "algo=grpo,ppo", "seed=0,1", "start=shipped", "threads=1", "algo.steps=10", f"run_dir={sweep}")
+    searchqa(
+        "train",
+        "-m",
+        "algo=grpo,ppo",
+        "seed=0,1",
+        "start=shipped",
+        "threads=1",
+        "algo.steps=10",
+        "evaluation.questions=64",
+        f"run_dir={sweep}",
+    )
     searchqa("report", "multirun", str(sweep))
     found.append(Shot("screenshots/multirun.png", sweep / "multirun.html", "", (1280, 1000)))
     if entries := shipped(SUITE):

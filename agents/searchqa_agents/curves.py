@@ -13,7 +13,7 @@ TRAINING: dict[str, dict[str, str]] = {
     "Exact match and reward": {"charts/em": "exact match", "charts/episodic_return": "reward"},
     "Searches per question": {"charts/searches": "searches", "charts/search_rate": "questions with a search"},
     "Policy loss": {"losses/policy_loss": "policy loss"},
-    "KL divergence": {"losses/kl": "from the reference", "losses/approx_kl": "from the sampling policy"},
+    "KL divergence": {"losses/kl": "to the reference", "losses/approx_kl": "to what sampled"},
     "Entropy per token": {"charts/entropy": "entropy"},
     "Tokens sampled per episode": {"charts/sampled_tokens": "tokens"},
     "Invalid turns per question": {"charts/invalid_turns": "invalid turns"},

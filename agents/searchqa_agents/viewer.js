@@ -40,10 +40,10 @@ async function read() {
   });
   for (const same of twins.values()) {
     const right = new Set(same.filter((item) => item.outcome === "correct").map((item) => item.set));
-    const wrong = new Set(same.filter((item) => item.outcome !== "correct").map((item) => item.set));
+    const wrong = new Set(same.filter((item) => !["correct", "lost"].includes(item.outcome)).map((item) => item.set));
     for (const item of same) {
       const others = item.outcome === "correct" ? wrong : right;
-      item.changed = others.size > (others.has(item.set) ? 1 : 0);
+      item.changed = item.outcome !== "lost" && others.size > (others.has(item.set) ? 1 : 0);
     }
   }
   for (const set of data.sets) {

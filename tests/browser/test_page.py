@@ -115,7 +115,9 @@ def longest() -> set[str]:
 
 def changed(name: str, one: Trajectory) -> bool:
     others = [other for _, set_name, other in NAMED if set_name != name and other.question_id == one.question_id]
-    return any((outcome(other) == "correct") != (outcome(one) == "correct") for other in others)
+    return outcome(one) != "lost" and any(
+        outcome(other) != "lost" and (outcome(other) == "correct") != (outcome(one) == "correct") for other in others
+    )
 
 
 FITS: dict[str, Callable[[str, str, Trajectory], bool]] = {
