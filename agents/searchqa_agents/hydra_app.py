@@ -25,6 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import searchqa_conf  # noqa: F401, registers resolvers, also in a launcher's processes
 from searchqa_agents.launch import place
 from searchqa_agents.multirun import (
+    NO_TRIALS,
     OPTUNA,
     SWEEP_FILE,
     JobFailedError,
@@ -157,6 +158,8 @@ def _carry_out(launch: Launch, line: Sequence[str], job: _Job) -> None:
                 _write(stopped(launch))
             raise
         except Exception as error:
+            if launch.sweep is not None and isinstance(error, ValueError) and str(error).startswith(NO_TRIALS):
+                return  # every trial failed; the records say how
             killed = launch.sweep.settle(launch.id) if launch.sweep is not None else []
             if launch.sweep is None or not killed:
                 raise
@@ -205,7 +208,8 @@ class _Job:
         try:
             if hydra_config.mode == RunMode.MULTIRUN and not config.get("dry_run"):
                 return self._recorded(config, hydra_config)
-            return self.task(config, Path(hydra_config.runtime.output_dir))
+            done = self.task(config, Path(hydra_config.runtime.output_dir))
+            return 0.0 if hydra_config.mode == RunMode.MULTIRUN else done  # of a dry run; a sweeper that looks at values wants one
         except Exception as raised:
             if isinstance(raised, JobFailedError):
                 raise

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 SWEEP_FILE = "multirun.yaml"
 OPTUNA = "hydra/sweeper=optuna"
+NO_TRIALS = "No trials are completed"
+"""How Optuna's error begins at the end of a search of which every trial failed."""
 OPTUNA_DEFAULTS = {"direction": "maximize", "max_failure_rate": "1.0", "sampler.seed": "0"}
 """What a line with Optuna says unless it says otherwise: our measures are better when higher; a trial that fails is told to Optuna as failed and the
 search goes on; and the same line asks for the same trials again, so that finished ones are skipped."""

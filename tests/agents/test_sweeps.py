@@ -486,6 +486,27 @@ def test_optuna_finds_the_best_agent_is_told_of_failures_and_skips_what_it_has_t
     assert "Best of the search: 1 with agent=oracle" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_search_whose_trials_all_fail_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["env=world", "env.num_worlds=1", "threads=1", "questions=choice(0,-1)", "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1"]
+    assert main(["eval", "-m", "hydra/sweeper=optuna", *words, "run_dir=sweep"]) == 1
+    assert re.search(r"Sweep sweep: 1 failed\.\n  questions-\S+: failed: questions must be at least 1; got", capsys.readouterr().err)
+
+
+def test_a_search_space_in_a_file_is_looked_through_without_running_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """The example of docs/sweeps.md."""
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    example = page.partition("```yaml\n")[2].partition("```")[0]
+    Path("mine/ablation").mkdir(parents=True)
+    Path("mine/ablation/tuning.yaml").write_text(example)
+    line = ["train", "-m", "hydra/sweeper=optuna", "--config-dir", "mine", "ablation=tuning", "hydra.sweeper.n_trials=2", "dry_run=true"]
+    assert main(line) == 0
+    rates = [float(rate) for rate in re.findall(r"^  learning_rate: ([\d.e-]+)$", capsys.readouterr().out, re.MULTILINE)]
+    assert (
+        len(set(rates) - {0.002, 0.0005}) == 2
+    )  # the first two are those of the warm-up and of fine-tuning, and the rate of the algorithm by itself
+    assert not Path("runs").exists()
+
+
 # -- reports -----------------------------------------------------------------------------------------------------------------------------
 
 
