@@ -18,27 +18,6 @@ from docs_pages import ROOT, for_site, is_elsewhere, linked_files, loaded, noteb
 
 log = logging.getLogger("mkdocs.plugins.docs_hook")  # warnings below this name fail a strict build
 
-_AWAITED = ("benchmark.md", "sweeps.md", "report_page.md", "watching.md")
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave pages out of the navigation that are being written."""
-    missing = [name for name in _AWAITED if not (Path(config.docs_dir) / name).exists()]
-
-    def there(entries: list[object]) -> list[object]:
-        kept: list[object] = []
-        for entry in entries:
-            if isinstance(entry, dict):
-                [(title, below)] = entry.items()
-                if below not in missing:
-                    kept.append({title: there(below) if isinstance(below, list) else below})
-            else:
-                kept.append(entry)
-        return kept
-
-    config.nav = there(config.nav or [])
-    return config
-
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add a page for each notebook and for each file outside docs/ that a page links to."""
