@@ -188,7 +188,7 @@ def _read_name(word: str, folder: Path, board: Mapping[str, Entry]) -> Entry:
         return _of_folder(Path(word))
     if word.endswith(".py"):
         raise BenchResultError(f"{word} is a plugin: give the name of the algorithm that it registers, whose runs lie in {folder}.")
-    there = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
+    there = sorted({file.parents[2].name for file in folder.glob("*/*/*/config.yaml")})
     near = difflib.get_close_matches(word, [*there, *board], n=1)
     raise BenchResultError(
         f"There are no results of {word!r}: {folder} has {', '.join(there) or 'none'}, and the leaderboard {', '.join(board) or 'none'}."

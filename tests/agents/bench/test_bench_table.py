@@ -151,6 +151,15 @@ def test_a_diverged_run_is_named() -> None:
     assert "mine diverged on deep seed 0: the score is 0 from there." in notes(found)
 
 
+def test_the_protocol_page_defines_every_column(three: Any) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    defined = page.partition("## Statistics")[2].partition("## Compare")[0]
+    titles = [
+        column.title.replace("grpo", "*baseline*") for column in columns(three) if column.title not in (*TASKS, "algorithm", "rank", "runs")
+    ]
+    assert [title for title in titles if title not in defined] == []
+
+
 def test_without_a_baseline_there_are_no_columns_of_one() -> None:
     alone = comparison_of(MINE, baseline=None)
     assert not [title for title in cells(alone, "mine") if "grpo" in title or "P(" in title]
