@@ -144,7 +144,7 @@ def styles_from_elsewhere(css: str) -> list[str]:
 
 
 def notebook_page(path: str, text: str) -> tuple[str, dict[str, bytes]]:
-    """A notebook as Markdown, and the pictures that it shows by file name. Outputs are those stored in it: text, and PNG pictures."""
+    """A notebook as Markdown, and the pictures that it shows by file name. Outputs are those stored in it: text, Markdown, PNG pictures."""
     stem = posixpath.basename(path).removesuffix(".ipynb")
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
@@ -165,6 +165,8 @@ def _outputs(outputs: list[dict[str, Any]], stem: str, pictures: dict[str, bytes
             name = f"{stem}-{len(pictures) + 1}.png"
             pictures[name] = base64.b64decode("".join(data["image/png"]))
             yield f"![Output]({name})"
+        elif "text/markdown" in data:
+            yield "".join(data["text/markdown"])
         elif written := "".join(output.get("text", data.get("text/plain", []))):
             yield "```text\n" + re.sub("\x1b\\[[0-9;]*m", "", written).rstrip() + "\n```"
 

@@ -203,12 +203,14 @@ def test_a_notebook_becomes_a_page_with_its_outputs() -> None:
                 {"output_type": "display_data", "data": {"image/png": base64.b64encode(picture).decode(), "text/plain": ["<Figure>"]}},
             ],
         },
+        {"cell_type": "code", "source": ["x"], "outputs": [{"data": {"text/markdown": ["**x**"], "text/plain": ["<Markdown>"]}}]},
+        {"cell_type": "code", "source": ["y"], "outputs": [{"data": {"text/html": ["<b>y</b>"], "text/plain": ["y"]}}]},
         {"cell_type": "code", "source": ["x = 1"], "outputs": []},
     ]
     text, pictures = pages.notebook_page("notebooks/1_one.ipynb", json.dumps({"cells": cells}))
     assert text == (
         "# One\n[a page](../concepts.md)\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n![Output](1_one-1.png)\n\n"
-        "```python\nx = 1\n```\n\n(The notebook: `notebooks/1_one.ipynb`.)\n"
+        "```python\nx\n```\n\n**x**\n\n```python\ny\n```\n\n```text\ny\n```\n\n```python\nx = 1\n```\n\n(The notebook: `notebooks/1_one.ipynb`.)\n"
     )
     assert pictures == {"1_one-1.png": picture}
 
