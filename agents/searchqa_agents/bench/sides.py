@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -93,6 +93,18 @@ def read_sides(words: Sequence[str], suite: str | None, runs: str | Path | None)
     return Sides(suite, entries, tuple(mine), tasks, left_out)
 
 
+def pasteable(command: str) -> str:
+    """A command line whose quotes were lost, as ``seed=range(5)``, as a shell takes it; words that have quotes stay as they are."""
+    words = command.split(" ")
+    return " ".join(f"'{word}'" if re.search(r"[()\[\]{}*?$;<>!]", word) and not re.search(r"['\"\\]", word) else word for word in words)
+
+
+def collected(folder: Path, algorithm: str) -> Entry:
+    """The entry of runs in a folder, with a command that can be given again."""
+    entry = collect(folder, algorithm)
+    return replace(entry, command=pasteable(entry.command))
+
+
 def check_words(name: str, entry: Entry) -> None:
     """Raise ``BenchResultError`` for names of tasks that are no words: they stand in tables, files and terminals."""
     for task in entry.tasks:
@@ -176,12 +188,12 @@ def _of_folder(folder: Path) -> Entry:
     algorithms = sorted({run.algorithm for run in runs_under(folder)})
     if len(algorithms) > 1:
         raise BenchResultError(f"{folder} has runs of {', '.join(algorithms)}: name one of them, with --runs {folder}, or its folder.")
-    return collect(folder, algorithms[0] if algorithms else folder.name)
+    return collected(folder, algorithms[0] if algorithms else folder.name)
 
 
 def _read_name(word: str, folder: Path, board: Mapping[str, Entry]) -> Entry:
     if (folder / word).is_dir():
-        return collect(folder, word)
+        return collected(folder, word)
     if word in board:
         return board[word]
     if Path(word).is_dir():

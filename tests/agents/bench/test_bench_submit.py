@@ -13,7 +13,7 @@ import pytest
 
 from searchqa_agents.bench import results
 from searchqa_agents.bench.results import read_entry, shipped, write_entry
-from searchqa_agents.bench.sides import wanted_tasks
+from searchqa_agents.bench.sides import pasteable, wanted_tasks
 from searchqa_agents.bench_submit_command import wrong_with
 from searchqa_agents.cli import main
 
@@ -62,6 +62,18 @@ def test_what_is_written_is_the_entry_with_what_was_told(place: Path, capsys: py
     assert [run.points for run in entry.runs] == [run.points for run in MINE.runs]
     assert main(["bench", "compare", "sent.json", "--json"]) == 0
     assert '"Mine, lr 5e-4"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ("searchqa bench algo=grpo seed=range(5)", "searchqa bench algo=grpo 'seed=range(5)'"),
+        ("searchqa bench 'seed=range(5)' plugins=['/a/b.py']", "searchqa bench 'seed=range(5)' plugins=['/a/b.py']"),
+        ("searchqa bench seed=0 && searchqa bench seed=[1,2]", "searchqa bench seed=0 && searchqa bench 'seed=[1,2]'"),
+    ],
+)
+def test_a_command_can_be_given_to_a_shell_as_it_is_told(told: str, line: str) -> None:
+    assert pasteable(told) == line
 
 
 def test_what_is_not_told_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
