@@ -424,10 +424,8 @@ function listen() {
   byId("list").addEventListener("scroll", drawRows, {passive: true});
   addEventListener("resize", drawRows);
   addEventListener("hashchange", () => { const item = recall(); if (item) current = item; filter(); if (item && shown.includes(item)) open(item); });
-  const cards = byId("detail");
-  cards.addEventListener("pointermove", (event) => { if (event.target.token) showTip(tellToken(event.target.token), event); else hideTip(); });
-  cards.addEventListener("pointerleave", hideTip);
-  cards.addEventListener("scroll", hideTip, {passive: true});
+  byId("detail").addEventListener("pointermove", (event) => { if (event.target.token) showTip(tellToken(event.target.token), event); else hideTip(); });
+  byId("detail").addEventListener("pointerleave", hideTip);
   addEventListener("keydown", key);
 }
 function key(event) {

@@ -67,7 +67,7 @@ function scales(panel) {
   if (low > high) [low, high] = panel.logarithmic ? [0.1, 1] : [0, 1];
   if (!panel.logarithmic) {
     if (low >= 0 && low < 0.6 * high) low = 0;
-    if (low === high) { high += Math.abs(high) || 1; low -= low > 0 ? 0 : Math.abs(low); }
+    if (low === high) { if (high > 0) low = 0; else if (low < 0) high = 0; else high = 1; }
     high += 0.06 * (high - low);
     if (low < 0) low -= 0.06 * (high - low);
   } else if (low === high) { low /= 2; high *= 2; }

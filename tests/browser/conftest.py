@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,19 +23,25 @@ QUIET = (
 )
 
 
-@pytest.fixture(scope="module")  # not longer: while it lives, no other test of the process could run an event loop
-def browser() -> Iterator[Any]:
-    """A browser for the tests of a file. Without one they are skipped, or fail where SEARCHQA_REQUIRE_BROWSER=1."""
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    absent = f"no browser is on the path: {', '.join(BROWSERS)}" if executable is None else ""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
+@pytest.fixture(scope="session")
+def executable() -> str:
+    """Where a browser is. Without one the tests are skipped, or fail where SEARCHQA_REQUIRE_BROWSER=1."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    absent = f"no browser is on the path: {', '.join(BROWSERS)}" if found is None else ""
+    if importlib.util.find_spec("playwright") is None:
         absent = "playwright is not installed (pip install 'searchqa-gym[test]')"
     if absent and os.environ.get("SEARCHQA_REQUIRE_BROWSER") == "1":
         pytest.fail(absent)
-    if absent:
+    if absent or found is None:
         pytest.skip(absent)
+    return found
+
+
+@pytest.fixture(scope="module")  # not longer: while it lives, no other test of the process could run an event loop
+def browser(executable: str) -> Iterator[Any]:
+    """A browser for the tests of a file."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=executable, args=QUIET)
         yield opened

@@ -347,6 +347,7 @@ def test_by_mask_tokens_of_the_environment_are_told_from_those_of_the_policy(ope
     reply.locator("span").nth(2).hover()
     assert "environment, masked" in page.inner_text("#tip")
     page.locator("summary", has_text="Prompt").click()
+    page.locator("details .env span").first.wait_for()
     assert "".join(page.locator("details .env span").all_text_contents()) == SETS["before"][1].question + "↵"
 
 
