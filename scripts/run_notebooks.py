@@ -4,7 +4,7 @@ Each runs with this Python, on one thread, in an empty folder of its own that is
 anything (times of execution, versions, numbers of processes) is left out, so that running them again changes little.
 
     python scripts/run_notebooks.py                        all of them, in place
-    python scripts/run_notebooks.py --quick --out /tmp/n   short runs, written elsewhere
+    python scripts/run_notebooks.py --quick --out FOLDER   short runs, written elsewhere
 """
 
 from __future__ import annotations
