@@ -357,9 +357,12 @@ def _image(picture: bytes, title: str) -> str:
     return f'<p><img alt="{escape(title)}" src="data:image/png;base64,{base64.b64encode(picture).decode("ascii")}"></p>'
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{column}</th>" for column in columns)
-    body = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], errors: Sequence[str] = ()) -> str:
+    """A table of cells that are HTML already; ``errors`` stand behind the rows, in a column without a name."""
+    head = "".join(f"<th>{column}</th>" for column in [*columns, *([""] if errors else [])])
+    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    lines = [f'{line}<td class="error">{error}</td>' for line, error in zip(lines, errors, strict=True)] if errors else lines
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
@@ -374,9 +377,9 @@ def _jobs_table(report: Report) -> str:
             cells[0] = f'<a href="{escape(quote(f"{job.name}/report.html"))}">{cells[0]}</a>'
         if job.state not in DONE:
             cells[1] = f'<span class="bad">{cells[1]}</span>'
-        cells.append(escape(job.error or ""))
         body.append(cells)
-    return _table([*(escape(column) for column in columns), ""], body)
+    errors = [escape(job.error or "") for job in report.jobs]
+    return _table([escape(column) for column in columns], body, errors if any(errors) else [])
 
 
 def learning_curves(jobs: Sequence[Job]) -> bytes | None:
@@ -385,6 +388,7 @@ def learning_curves(jobs: Sequence[Job]) -> bytes | None:
     if not drawn:
         return None
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     from searchqa_agents.plots import PALETTE
 
@@ -397,6 +401,8 @@ def learning_curves(jobs: Sequence[Job]) -> bytes | None:
             label = (variant or "all jobs").replace("$", r"\$") if not count else None
             points = [(x, y) for x, y in job.curve if math.isfinite(y)]
             axes.plot(*zip(*points, strict=True), color=PALETTE[place % len(PALETTE)], linewidth=1.3, alpha=0.8, label=label)
+    axes.set_ylim(min(-0.02, *(y for job in drawn for _, y in job.curve if math.isfinite(y))), 1.04)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=not shares))
     axes.set_xlabel("share of the budget" if shares else "step")
     axes.set_title("score on held-out questions" if shares else "exact match on training questions", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
