@@ -355,7 +355,11 @@ def lines_of(page: str) -> list[list[str]]:
                     words = shlex.split(part, comments=True)[1:]
                     # of several values for as many runs, the first
                     found.append(
-                        [re.sub(r"^([\w.@/]+=[^\[{(,]*),.*$", r"\1", word) for word in words if word != "-m" and "range(" not in word]
+                        [
+                            re.sub(r"^([\w.@/]+=[^\[{(,]*),.*$", r"\1", word)
+                            for word in words
+                            if word != "-m" and not re.search(r"=\w+\(", word)
+                        ]
                     )
     return found
 
