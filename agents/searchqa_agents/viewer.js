@@ -240,8 +240,8 @@ function drawDetail() {
 }
 function head(side, item) {
   const sets = byId(side), numbers = byId(side + "number"), own = ofSet(item, item.set);
-  const open = data.sets.filter((set) => ofSet(item, set).some((other) => side === "left" || other !== current));
-  choices(sets, open.map((set) => [set, set]));
+  const offered = data.sets.filter((set) => ofSet(item, set).some((other) => side === "left" || other !== current));
+  choices(sets, offered.map((set) => [set, set]));
   sets.value = item.set;
   choices(numbers, own.map((other, i) => [String(i), (i + 1) + " of " + own.length]).filter((_, i) => side === "left" || own[i] !== current));
   numbers.value = String(own.indexOf(item));
@@ -320,15 +320,16 @@ function drawText(parent, item, which, ofPolicy, counter) {
     const drawn = outside ? [...piece].map((one, i) => one === "\n" && (begin + i < from || begin + i >= until) ? "↵" : one).join("") : piece;
     const span = node("span", "", drawn, parent);
     const mine = own === null ? ofPolicy : own === 1;
+    if (own === null) counter.token = NaN; // how many tokens it has is not known, nor the place of those behind it
     dress(span, mine, item, sampled, counter.token);
-    span.token = {item, piece, mine, sampled, place: own === null ? -1 : counter.token};
+    span.token = {item, piece, mine, sampled, place: counter.token};
     counter.token += 1;
   });
 }
 function tellToken(token) {
   const {item, piece, mine, sampled, place} = token;
   const lines = [JSON.stringify(piece.length > 200 ? piece.slice(0, 200) + "…" : piece)];
-  lines.push((place < 0 ? "" : "token " + counted(place + 1) + " of " + counted(item.length) + ", ") + (mine ? "sampled by the policy" : "environment, masked"));
+  lines.push((Number.isNaN(place) ? "" : "token " + counted(place + 1) + " of " + counted(item.length) + ", ") + (mine ? "sampled by the policy" : "environment, masked"));
   if (sampled >= 0 && item.logprobs >= 0) {
     const logprob = logprobs[item.logprobs + sampled];
     lines.push("log-prob " + logprob.toFixed(3) + ", p = " + Math.exp(logprob).toFixed(3));

@@ -364,6 +364,16 @@ def test_a_token_inside_a_segment_that_is_not_the_policys_is_told(open_page: Cal
     assert f"log-prob {-(one.turns[0].start + 2) / 100:.3f}" in page.inner_text("#tip")
 
 
+def test_a_segment_that_is_whole_has_no_tokens_to_count(open_page: Callable[..., Any]) -> None:
+    page = open_page(build_page({"eval": [play([SEARCH, ANSWER], logprobs=None)]}, BYTE, title="t"), "#colour=mask")
+    assert page.locator(".policy span").all_text_contents() == [SEARCH[1], ANSWER[1]]
+    assert page.is_disabled("#colour-logprob")
+    page.locator(".policy span").first.hover()
+    assert page.inner_text("#tip").splitlines()[1:] == ["sampled by the policy"]
+    page.locator(".text.env span").nth(4).hover()
+    assert page.inner_text("#tip").splitlines()[1:] == ["environment, masked"]
+
+
 def hostile(text: str, place: int) -> Trajectory:
     own = text.encode("utf-8", "replace").decode()  # a tokenizer has no lone surrogates
     turns: list[Turn] = [("search", own, own), ("answer", own, "")]
