@@ -56,7 +56,8 @@ class Trajectory:
     sampling_logprobs
         float32[T]: the same under the truncated distribution, when top-p or top-k cut it; else None.
     advantages
-        float32[T]: the advantage with which an update weighed each sampled token, 0 where the mask is 0. None where nothing was learned from the episode.
+        float32[T]: the advantage with which an update weighed each sampled token, 0 where the mask is 0 and in episodes that nothing was
+        learned from. None outside of training.
     reward, reward_terms, metrics
         As the environment gave them at the end; terms and metrics are empty when the search back end was lost.
     retokenized

@@ -260,7 +260,7 @@ function choices(select, pairs) {
 const COLOURS = {
   mask: {name: "mask", has: () => true},
   logprob: {name: "log-prob", has: (item) => item.logprobs >= 0, lacks: "log-probabilities: the agent gives none, or its tokenizer cannot be had"},
-  advantage: {name: "advantage", has: (item) => item.advantages >= 0, lacks: "advantages: only rollouts that an update learned from have them"},
+  advantage: {name: "advantage", has: (item) => item.advantages >= 0, lacks: "advantages: only rollouts of training have them"},
 };
 function reason(columns) {
   const colour = COLOURS[state.colour], without = columns.filter((item) => !colour.has(item));

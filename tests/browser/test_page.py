@@ -317,7 +317,7 @@ def test_where_there_are_no_advantages_the_page_says_so(open_page: Callable[...,
     assert "has no advantages" in page.inner_text("#reason")
     page = open_page(build_page({"eval": SETS["before"]}, BYTE, title="t"))
     assert page.is_disabled("#colour-advantage")
-    assert "only rollouts that an update learned from" in page.locator("label", has=page.locator("#colour-advantage")).get_attribute(
+    assert "only rollouts of training" in page.locator("label", has=page.locator("#colour-advantage")).get_attribute(
         "title"
     )
 
