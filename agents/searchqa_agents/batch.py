@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,6 +137,23 @@ def select(batch: Batch, sequences: Sequence[int]) -> Batch:
         sequence_ids=torch.arange(len(chosen)).repeat_interleave(counts[chosen]),
         **changed,
     )
+
+
+def with_advantages(trajectories: Sequence[Trajectory], batch: Batch) -> list[Trajectory]:
+    """The trajectories with the advantages that ``batch``, made of some of them, came to have; 0 in those that nothing is learned from."""
+    found: dict[int, NDArray[np.float32]] = {}
+    if batch.advantages is not None:
+        counts = torch.bincount(batch.sequence_ids, minlength=len(batch.token_ids)).tolist()
+        values = torch.split(batch.advantages.detach().float().cpu(), counts)
+        for token_ids, mask, own in zip(batch.token_ids, batch.token_masks, values, strict=True):
+            spread = np.zeros(len(mask), dtype=np.float32)
+            spread[mask == 1] = own.numpy()
+            found[id(token_ids)] = spread  # the very array of the trajectory, wherever the algorithm has put it
+    told = []
+    for trajectory in trajectories:
+        advantages = found.get(id(trajectory.token_ids), np.zeros(len(trajectory.token_ids), dtype=np.float32))
+        told.append(replace(trajectory, advantages=advantages * (trajectory.loss_mask == 1)))
+    return told
 
 
 def anchor_states(batch: Batch) -> list[bytes]:

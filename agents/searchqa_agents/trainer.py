@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from searchqa_agents.algorithm import Algorithm, AlgorithmConfig, Totals, check_settings, get_algorithm
-from searchqa_agents.batch import Batch, make_batch, select, to_device, without_mask
+from searchqa_agents.batch import Batch, make_batch, select, to_device, with_advantages, without_mask
 from searchqa_agents.language_model import LanguageModel
 from searchqa_agents.learner import Learner
 from searchqa_agents.losses import kl_estimate, token_weights, truncated_importance
@@ -29,7 +29,7 @@ from searchqa_agents.trajectory import Trajectory
 from searchqa_retrievers.counted import counted_since, search_figures
 
 OnRollout = Callable[[int, Sequence[Trajectory]], None]
-"""Called after every rollout with the number of steps done before it and its trajectories."""
+"""Called after every rollout with the number of steps done before it and its trajectories, which have their advantages."""
 
 
 Until = Callable[[int, Mapping[str, float]], bool]
@@ -106,9 +106,9 @@ def train(
     sampled against the one being updated, nats per token; trajectories without advantage may count as 0), ``losses/grad_norm``, and with the
     algorithm ``losses/clipfrac, losses/kl, losses/entropy, losses/value_loss, losses/value_clipfrac, losses/critic_grad_norm``. Of the rollout:
     ``charts/groups_with_spread`` (share of groups whose rewards differ), ``charts/trained_share`` (of all episodes: those learned from, with an advantage),
-    ``charts/explained_variance`` (of the returns, by the critic). ``charts/policy_tokens``: sampled by the policy since the training began. Of the step: ``charts/updates`` (fewer than planned after an early stop on KL),
-    ``charts/learning_rate``, ``time/rollout``, ``time/update``. Of the rollout's searches: :data:`SEARCH_FIGURES`, of all processes together; explained
-    in ``searchqa_retrievers.counted``.
+    ``charts/explained_variance`` (of the returns, by the critic). Of the step: ``charts/updates`` (fewer than planned after an early stop on KL),
+    ``charts/learning_rate``, ``time/rollout``, ``time/update``; ``charts/policy_tokens``, sampled by the policy since the training began. Of the
+    rollout's searches: :data:`SEARCH_FIGURES`, of all processes together; explained in ``searchqa_retrievers.counted``.
     """
     chosen = get_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
     check_settings(chosen, config)
@@ -137,8 +137,6 @@ def train(
         searched = parallel.summed(counted_since(base.search_counters().sums, counted))
         if on_search is not None:
             on_search(step, searched)
-        if on_rollout is not None:
-            on_rollout(step, played)
         rollout_seconds = time.perf_counter() - started
         metrics = {**rollout_metrics(played), **search_metrics(searched), "charts/groups_with_spread": spread}
         metrics["charts/policy_tokens"] = float(spent)
@@ -158,6 +156,8 @@ def train(
                     importance = truncated_importance(batch.old_logprobs, batch.sampling_logprobs, config.importance_cap)
                     batch = batch._replace(weights=batch.weights * importance)
                 batch = chosen.advantages(batch, config)
+            if on_rollout is not None:
+                on_rollout(step, with_advantages(played, batch))
 
             # 3. update
             metrics["charts/trained_share"] = len(with_advantage(batch)) / max(len(played), 1)

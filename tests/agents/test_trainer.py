@@ -478,3 +478,42 @@ def test_rewards_are_clipped_before_advantages(monkeypatch):
 def test_settings_that_cannot_be_are_refused_by_name(changes, named):
     with pytest.raises(ConfigurationError, match=named):
         run("grpo", **changes)
+
+
+@pytest.mark.parametrize("name", ["grpo", "raft", "ppo"])
+def test_the_trajectories_of_a_rollout_are_told_with_the_advantages_that_are_learned_from(name):
+    told = []
+    config = get_algorithm(name).config(**{**SMALL, "steps": 1})
+    train(make_policy(), make_env(reward=some_reward), name, config, on_rollout=lambda step, trajectories: told.extend(trajectories))
+    assert all(one.advantages.dtype == np.float32 and not one.advantages[one.loss_mask == 0].any() for one in told)
+    if name == "grpo":  # of the whole episode: (reward - mean) / (standard deviation + epsilon)
+        for start in range(0, len(told), 3):
+            rewards = np.array([one.reward for one in told[start : start + 3]])
+            expected = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-6) if rewards.std() else np.zeros(3)
+            for one, value in zip(told[start : start + 3], expected, strict=True):
+                assert one.advantages[one.loss_mask == 1] == pytest.approx(value, abs=1e-4)
+    if name == "raft":
+        assert all((one.advantages[one.loss_mask == 1] == float(one.reward >= 0.5)).all() for one in told)
+    assert any(one.advantages.any() for one in told)
+
+
+def test_a_token_budget_ends_training_with_the_rollout_that_spends_it_and_schedules_follow_its_share():
+    seen = []
+    config = get_algorithm("grpo").config(**{**SMALL, "steps": 1000}, token_budget=500)
+    train(make_policy(), make_env(reward=some_reward), "grpo", config, on_step=lambda step, metrics: seen.append(metrics))
+    spent = [metrics["charts/policy_tokens"] for metrics in seen]
+    assert spent[-1] >= 500 > spent[-2]
+    rates = [config.learning_rate * (0.1 + 0.9 * (1 - before / 500)) for before in [0.0, *spent[:-1]]]
+    assert [metrics["charts/learning_rate"] for metrics in seen] == pytest.approx(rates)
+
+
+def test_training_under_a_budget_goes_on_from_a_checkpoint_to_the_same_weights():
+    config = get_algorithm("grpo").config(**{**SMALL, "steps": 1000}, token_budget=500, checkpoint_every=1)
+    states = {}
+    whole, rest = make_policy(), make_policy()
+    train(whole, make_env(reward=some_reward), "grpo", config, on_checkpoint=lambda step, state: states.update({step: state}))
+    train(rest, make_env(reward=some_reward), "grpo", config, state=states[1])
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True))
+    before = [parameter.clone() for parameter in rest.model.parameters()]
+    train(rest, make_env(reward=some_reward), "grpo", config, state=states[max(states)])  # all of it is spent
+    assert all(torch.equal(a, b) for a, b in zip(before, rest.model.parameters(), strict=True))

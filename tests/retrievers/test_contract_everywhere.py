@@ -124,6 +124,7 @@ NAMES = (
     "http",
     "hybrid",
     "milvus",
+    "noisy",
     "none",
     "random",
     "recorded",
@@ -164,6 +165,7 @@ def configuration(name, addresses, models, folder):
         "http": {"name": "http", "url": whole},
         "hybrid": {"name": "hybrid", "retrievers": ["bm25", dense, {"name": "random"}], "depth": 8, "weights": [2, 1, 0.5]},
         "milvus": milvus,
+        "noisy": {"name": "noisy", "retriever": "bm25", "skip": 2},
         "none": {"name": "none"},
         "random": {"name": "random", "seed": 3},
         "recorded": {"name": "bm25", "record": str(folder / "recorded.jsonl")},
@@ -223,7 +225,7 @@ def test_every_name_of_a_configuration_is_here(addresses, models, folder):
     assert there == set(RETRIEVERS) - {"online", "simulated"}
 
 
-LOST = ("http", "hybrid", "rerank", "shards", "sources", "filtered", "cached")
+LOST = ("http", "hybrid", "rerank", "shards", "sources", "filtered", "noisy", "cached")
 
 
 class TestEveryLostBackEnd(LostBackEndContract):
@@ -241,6 +243,7 @@ class TestEveryLostBackEnd(LostBackEndContract):
             "shards": {"name": "shards", "urls": [addresses[1], url], "timeout": 1.0, "deadline": 1.0, "retries": 0, **BARE},
             "sources": {"name": "sources", "sources": {"a": http}, "default": "a", **BARE},
             "filtered": {"name": "filtered", "retriever": http, **BARE},
+            "noisy": {"name": "noisy", "retriever": http, **BARE},
             "cached": http,
         }[request.param]
 

@@ -1,4 +1,4 @@
-"""One job of the benchmark: a task, an algorithm, a seed. It trains until its budget of policy-sampled tokens is spent, and is measured at each eighth of it."""
+"""One job of the benchmark: a task, an algorithm, a seed. It trains until its budget is spent, and is measured at each eighth of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -107,15 +107,8 @@ class Course:
 
 
 def _point(line: Mapping[str, Any]) -> Point:
-    names = {f.name: f.type for f in fields(Point)}
-    whole = ("policy_tokens", "environment_tokens", "steps")
-    return Point(**{name: int(line[name]) if name in whole else float(line[name]) for name in names if name in line})
-
-
-class Learns(Protocol):
-    """What trains in a job: goes on from where the folder's last checkpoint stands, tells the course of each step, and saves."""
-
-    def __call__(self, settings: BenchSettings, folder: RunFolder, policy: Policy, venv: Any, course: Course) -> None: ...
+    values: dict[str, Any] = {f.name: line[f.name] for f in fields(Point)}
+    return Point(**values)
 
 
 def run_job(settings: BenchSettings, folder: RunFolder, label: str, line_says: Sequence[str] = ()) -> ScoreRun:

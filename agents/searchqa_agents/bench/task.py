@@ -66,7 +66,7 @@ class HeldOut:
     def __init__(self, settings: BenchSettings) -> None:
         task = settings.task
         changed = changed_arguments("task.measured", task.measured, settings.env, other_keys={})
-        if "split" not in changed:
+        if not changed.get("split"):
             raise ConfigurationError("task.measured must name the split whose questions training never sees, such as {split: test}.")
         self.settings = settings
         self.arguments = changed
