@@ -78,6 +78,9 @@ def _check_algorithm(text: str) -> None:
     assert len(scores) >= 2
     assert min(scores) > 0.1
     assert "report.html" in text, "the run of the command line has its page"
+    assert len(re.findall(r"Would train hopeful on \w+ of world-v1, seed 0: \d+ policy tokens", text)) >= 3, (
+        "the file takes part in the benchmark"
+    )
 
 
 def _check_documents(text: str) -> None:
