@@ -36,10 +36,10 @@ from searchqa_agents.multirun import (
     wants_values,
     with_optuna_defaults,
 )
-from searchqa_agents.objective import objective_of
+from searchqa_agents.objective import ObjectiveError, objective_of
 from searchqa_agents.runs import SUMMARY_FILE, RunFolder, RunFolderError, check_run_folder, replace_file
 from searchqa_agents.settings import with_parts
-from searchqa_agents.sweeps import FAILED, FINISHED, KILLED, REFUSED, JobRecord, Sweep
+from searchqa_agents.sweeps import FAILED, FINISHED, KILLED, REFUSED, JobRecord, Sweep, one_line
 from searchqa_agents.threads import set_threads
 from searchqa_envs.errors import ConfigurationError
 
@@ -161,7 +161,10 @@ def _carry_out(launch: Launch, line: Sequence[str], job: _Job) -> None:
             if launch.sweep is not None and isinstance(error, ValueError) and str(error).startswith(NO_TRIALS):
                 return  # every trial failed; the records say how
             killed = launch.sweep.settle(launch.id) if launch.sweep is not None else []
-            if launch.sweep is None or not killed:
+            if launch.sweep is None:
+                raise
+            if not killed:
+                launch.sweep.end_launch(launch.id, one_line(error))
                 raise
             logger.warning("Killed: %s (%s: %s). Going on.", ", ".join(killed), type(error).__name__, " ".join(str(error).split()))
             words = [*_options_first(line), f"hydra.sweep.dir='{launch.sweep.folder}'"]
@@ -240,16 +243,19 @@ class _Job:
         retry = bool(config.get("retry", True))
         overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)  # as the sweep's list of its jobs has them
         left = sweep.begin(name, cast("list[str]", overrides), self.launch, retry=retry, done=done)
-        if left == FINISHED:
-            _write(f"{path} is finished: nothing to do.")
-            return value()
+        found: float | None = None
+        error: str | None = f"left as it is: {left}"
         if left is None:
             found, error = sweep.carry_out(name, work)
-        else:
-            found, error = None, f"is left as it is: {left}"
+        elif left == FINISHED:
+            _write(f"{path} is finished: nothing to do.")
+            try:
+                found, error = value(), None
+            except (ConfigurationError, ObjectiveError) as raised:
+                error = str(raised)
         if error is not None:
             if left not in (FAILED, KILLED):  # of which the end of the sweep tells
-                logger.error("Job %s (%s) %s", hydra_config.job.num, name, error if left else f"failed: {error}")
+                logger.error("Job %s (%s): %s", hydra_config.job.num, name, error)
             if wants_values(hydra_config):
                 raise JobFailedError(f"{name}: {error}")
         return found
@@ -563,7 +569,7 @@ def _known_keys() -> list[str]:
         group = path.parent.relative_to(conf_dir()).as_posix()
         prefix = "" if group == "." else f"{group}."
         if not group.startswith(
-            ("hydra", "env/", "recipe", "ablation", "variant")
+            ("hydra", "env/", "recipe", "ablation", "variant", "task", "suite")
         ):  # env's keys are those of its types; the others' stand elsewhere
             keys.update(f"{prefix}{name}" for name in _flat(OmegaConf.load(path)))
     for group, nodes in ConfigStore.instance().repo.items():  # the types: fields that no file mentions

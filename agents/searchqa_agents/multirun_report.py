@@ -259,15 +259,10 @@ def _events(folder: Path, records: Sequence[JobRecord], launches: Sequence[Mappi
     events: list[tuple[str, str]] = []
     for launch in launches:
         jobs = f", {len(launch['jobs'])} jobs" if launch["jobs"] is not None else ""
-        ended = (
-            ""
-            if launch["ended"]
-            else ", still going on"
-            if is_alive(launch["host"], launch["pid"], launch["process"]) is not False
-            else ", which was killed"
-        )
         words = shlex.join(launch["line"])
-        events.append((launch["started"], f"begun{ended}{jobs}, launcher {launch['launcher']}: searchqa {launch['command']} {words}"))
+        events.append(
+            (launch["started"], f"begun{_end_of(launch)}{jobs}, launcher {launch['launcher']}: searchqa {launch['command']} {words}")
+        )
         tried = {record.name for record in records if any(attempt.launch == launch["id"] for attempt in record.history)}
         left = {name: why for name, why in launch["left"].items() if why != FINISHED and name not in tried}
         events += [(launch["started"], f"{name}: left as it was, {why}") for name, why in left.items()]
@@ -284,6 +279,13 @@ def _events(folder: Path, records: Sequence[JobRecord], launches: Sequence[Mappi
     told = [f"{_clock(when)}  {what}" for when, what in sorted(events, key=lambda event: event[0])]
     best = folder / BEST_FILE
     return [*told, *_best(best)] if best.is_file() else told
+
+
+def _end_of(launch: Mapping[str, Any]) -> str:
+    """How a line ended, where it did not come to its end."""
+    if launch["ended"]:
+        return f", given up ({launch['error']})" if launch["error"] else ""
+    return ", which was killed" if is_alive(launch["host"], launch["pid"], launch["process"]) is False else ", still going on"
 
 
 def _ordinal(count: int) -> str:

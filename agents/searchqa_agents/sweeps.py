@@ -163,7 +163,7 @@ class Sweep:
         """What ``sweep.json`` says, a mapping for each time that a line was begun here, oldest first.
 
         ``id``, ``line``, ``started``, ``pid``, ``process``, ``host``, ``launcher``, ``jobs`` (the overrides of each; None where a sweeper finds them
-        while it goes on), ``left`` (job -> why this line left it as it was), and ``ended`` once it has.
+        while it goes on), ``left`` (job -> why this line left it as it was), ``ended`` once it has, and ``error`` where it was given up.
         """
         file = self.folder / SWEEP_RECORD
         if not file.is_file():
@@ -203,7 +203,7 @@ class Sweep:
         with self._locked():
             entry: dict[str, Any] = {"id": launch, "command": command, "line": list(line), "started": _now(), "pid": own}
             entry |= {"process": process_mark(own) or "", "host": socket.gethostname(), "launcher": launcher}
-            entry |= {"jobs": None if jobs is None else [list(words) for words in jobs], "left": {}, "ended": None}
+            entry |= {"jobs": None if jobs is None else [list(words) for words in jobs], "left": {}, "ended": None, "error": None}
             self._write_launches([*self.launches(), entry])
 
     def _change_launch(self, launch: str, change: Callable[[dict[str, Any]], object]) -> None:
@@ -294,10 +294,10 @@ class Sweep:
                     found.append(record.name)
         return found
 
-    def end_launch(self, launch: str) -> None:
-        """Note that a line came to its end, with or without failed jobs."""
+    def end_launch(self, launch: str, error: str | None = None) -> None:
+        """Note that a line came to its end, with or without failed jobs; or that it was given up, because of an error of no job."""
         with self._locked():
-            self._change_launch(launch, lambda entry: entry.update(ended=_now()))
+            self._change_launch(launch, lambda entry: entry.update(ended=_now(), error=error))
 
     def wait_for(self, launch: str) -> None:
         """Wait for the jobs of a launch that go on in processes of their own, where their launcher has returned already."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+
+logger = logging.getLogger(__name__)
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """What libraries read when they are loaded."""
@@ -19,7 +22,13 @@ def set_threads(threads: int | None) -> None:
         os.environ[name] = str(threads)
     threadpool_limits(limits=threads)  # of those that are loaded
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
+        torch = sys.modules["torch"]
+        torch.set_num_threads(threads)
+        if torch.get_num_interop_threads() != threads:
+            try:
+                torch.set_num_interop_threads(threads)
+            except RuntimeError as error:  # can be set only once, and not while they are at work
+                logger.debug("The threads between operations stay as they are: %s", error)
 
 
 def cores() -> int:
