@@ -29,25 +29,37 @@ def records(file: Path) -> Iterator[Any]:
     """The records of a ``.wandb`` file: W&B's header of 7 bytes, then the log format of LevelDB."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    content, place, whole = file.read_bytes(), 7, b""
+    content, place, data = file.read_bytes(), 7, b""
     assert content[:4] == b":W&B"
     while place + 7 <= len(content):
         if BLOCK - place % BLOCK < 7:
             place += BLOCK - place % BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", content, place)
-        whole += content[place + 7 : place + 7 + length]
+        if place + 7 + length > len(content):
+            return  # it is being written
+        data += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or its last part
             record = Record()
-            record.ParseFromString(whole)
-            whole = b""
+            record.ParseFromString(data)
+            data = b""
             yield record
+
+
+def whole(file: Path) -> list[Any]:
+    """The records of a run that has ended: W&B's own process writes the last of them a moment later."""
+    for _ in range(300):
+        found = list(records(file))
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{file} was not finished")
 
 
 def history(file: Path) -> list[dict[str, Any]]:
     """What was logged, in order, of values that are no files."""
-    lines = [record.history.item for record in records(file) if record.WhichOneof("record_type") == "history"]
+    lines = [record.history.item for record in whole(file) if record.WhichOneof("record_type") == "history"]
     return [{item.nested_key[0]: json.loads(item.value_json) for item in line if len(item.nested_key) == 1} for line in lines]
 
 
@@ -88,7 +100,7 @@ def test_wandb_has_the_numbers_of_the_metrics_file(run: Path) -> None:
 
 
 def test_each_phase_has_its_own_steps_and_the_run_its_settings_samples_table_and_page(run: Path) -> None:
-    found = list(records(wandb_file(run)))
+    found = whole(wandb_file(run))
     metrics = {
         record.metric.glob_name or record.metric.name: record.metric.step_metric
         for record in found
@@ -162,7 +174,7 @@ def test_a_run_that_goes_on_keeps_its_id_and_its_steps_go_up(tmp_path: Path) -> 
     assert steps[0] == [0, 1]
     assert min(steps[1]) > max(steps[0])
     assert [line["train/step"] for line in history(second)] == [1, 2]
-    [begun] = [record.run for record in records(first) if record.WhichOneof("record_type") == "run"]
+    [begun] = [record.run for record in whole(first) if record.WhichOneof("record_type") == "run"]
     assert begun.run_group == "mine"
     assert not list(folder.glob(".partial*"))
 
