@@ -25,6 +25,7 @@ from searchqa_agents.settings import built
 from searchqa_agents.trainer import train
 from searchqa_agents.training_run import STATE_FILE, load_state, save_policy, save_state
 from searchqa_agents.transformers_lm import NotANumberError
+from searchqa_agents.watching import check_watching, watched_run
 from searchqa_envs.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,8 @@ def run_job(settings: BenchSettings, folder: RunFolder, label: str, line_says: S
         return found
 
     status = "finished"
-    with progress(f"{label}, {task.name}, seed {settings.seed}", task.budget) as advance:
+    shown = progress(f"{label}, {task.name}, seed {settings.seed}", task.budget)
+    with watched_run(settings, folder), shown as advance:
         course = Course(folder, task.budget, references, measure, advance)
         try:
             if algorithm is None:
@@ -186,6 +188,7 @@ def run_job(settings: BenchSettings, folder: RunFolder, label: str, line_says: S
 
 def check_task(settings: BenchSettings) -> None:
     """Raise ``ConfigurationError`` for numbers of a task that cannot be."""
+    check_watching(settings)
     task = settings.task
     for name in ("budget", "questions_per_step", "questions", "version"):
         value = getattr(task, name)

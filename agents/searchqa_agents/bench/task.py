@@ -51,7 +51,8 @@ class BenchSettings(RunSettings):
     num_envs: int = MISSING
     keep_last: int = MISSING
     save: int = MISSING
-    dashboard: str = "auto"
+    dashboard: str = "off"
+    wandb: Any = None
 
 
 class HeldOut:
