@@ -196,6 +196,8 @@ Examples:
     ),
 }
 HYDRA_COMMANDS = ("train", "sft", "eval", "bench")
+OF_AGENTS = ("torch", "transformers", "safetensors", "hydra", "omegaconf", "matplotlib", "tensorboard", "yaml", "pyarrow")
+"""What the extra ``agents`` installs, which a bare installation has not."""
 PLAIN_STEPS = {
     ("eval", "score"): "score_command",
     ("eval", "judge"): "judge_command",
@@ -231,11 +233,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif any(word in ("-h", "--help") for word in rest) and name not in ("data", "index", "simulator"):
         return _help([name])
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads that spin cost ten times the work where cores are shared
-    command = import_module(f"searchqa_agents.{module}")
     if debug:
-        return int(command.main(rest) or OK)
+        return int(import_module(f"searchqa_agents.{module}").main(rest) or OK)
     try:
-        return int(command.main(rest) or OK)
+        return int(import_module(f"searchqa_agents.{module}").main(rest) or OK)
     except KeyboardInterrupt:
         _error("stopped.")
         return 130
@@ -268,6 +269,8 @@ def explained(error: BaseException) -> Message | None:
 
     if isinstance(error, UsageError):
         return Message(str(error), USAGE)
+    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in OF_AGENTS:
+        return Message(f"This needs {package}, which is not installed: pip install 'searchqa-gym[agents]'.", FAILED)
     if "hydra" in sys.modules:
         from searchqa_agents.hydra_app import explained_override
 

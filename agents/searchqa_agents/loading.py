@@ -268,11 +268,17 @@ def build_agent(agent: AgentSettings, venv: Any, device: str, dtype: str = "floa
 
 
 def chosen_device(name: str) -> str:
-    """``auto`` is the first that there is of cuda, mps, cpu."""
-    if name != "auto":
-        return name
+    """``auto`` is the first that there is of cuda, mps, cpu. Raises ``ConfigurationError`` for a device that PyTorch does not know or find."""
     import torch
 
+    if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:  # AssertionError: a build without CUDA
+            raise ConfigurationError(
+                f"device={name} is not to be had here ({str(error).splitlines()[0]}); device=auto takes the first there is of cuda, mps and cpu."
+            ) from error
+        return name
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

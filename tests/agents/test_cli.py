@@ -408,7 +408,7 @@ def test_every_example_of_the_help_would_run(command: str, tmp_path: Path, monke
     monkeypatch.setattr("searchqa_agents.algorithm.ALGORITHMS", dict(known_algorithms()))
     lines = example_lines(command)
     assert len(lines) >= 2
-    quick = [] if command == "eval" else ["sft.batch_size=2", "sft.num_worlds=1"]
+    quick = [] if command in ("eval", "bench") else ["sft.batch_size=2", "sft.num_worlds=1"]
     for line in lines:
         here = [re.sub(r"=runs/\.\.\./.*", "=shipped", word) for word in line]
         assert main([*here, *quick, "dry_run=true", "threads=1"]) == 0, line
@@ -542,3 +542,16 @@ def test_search_once_plays_every_question_of_the_real_sets(name: str, tmp_path: 
         assert metrics.get(f"title_recall_{kind}") == (
             pytest.approx(reference[f"{kind}@3"], abs=0.005) if f"{kind}@3" in reference else None
         )
+
+
+@pytest.mark.parametrize("package", ["torch", "hydra"])
+def test_a_package_of_the_extra_that_is_missing_is_named_with_the_way_out(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from searchqa_agents import cli; sys.exit(cli.main(['train', 'start=shipped']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"This needs {package}, which is not installed: pip install 'searchqa-gym[agents]'.\n")
+
+
+def test_a_device_that_is_not_there_is_named_before_anything_is_loaded(capsys):
+    assert main(["train", "start=shipped", "device=nowhere", "dry_run=true"]) == 1
+    assert "device=nowhere is not to be had here" in capsys.readouterr().err
