@@ -1,11 +1,15 @@
-"""The whole programs in docs/bring_your_own.md run as they stand, and learn; the README prints an example as it is."""
+"""The whole programs in the README and in docs/bring_your_own.md run as they stand, and learn; the README names all that there is."""
 
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from searchqa_envs import ENV_IDS
+from searchqa_envs.world import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,21 +33,22 @@ def trained(folder: Path, *words: str) -> str:
     return run("-m", "searchqa_agents.cli", "train", *line.split(), *words, folder=folder)
 
 
-def test_the_readme_prints_the_reinforce_example_as_it_is() -> None:
-    example = (ROOT / "tests" / "examples" / "reinforce.py").read_text(encoding="utf-8")
-    code = example.partition("import gymnasium as gym\n")[2].partition("\n\nif __name__")[0]
-    [printed] = [program for program in programs("README.md") if "def train(" in program]
-    assert printed == "import gymnasium as gym\n" + code
+def test_the_first_program_of_the_readme_runs_and_prints_what_it_says(tmp_path: Path) -> None:
+    first = programs("README.md")[0]
+    (tmp_path / "first.py").write_text(first, encoding="utf-8")
+    printed = run("first.py", folder=tmp_path).strip()
+    assert f'print(reward, info["turn_record"].loss_mask.sum(), len(observation))  # {printed}: ' in first
 
 
-PAGES = ["README.md", *sorted(str(file.relative_to(ROOT)) for file in (ROOT / "docs").rglob("*.md"))]
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_links_to_is_there(page: str) -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8")) if "://" not in link]
-    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
-    assert not missing
+def test_the_readme_names_all_environments_algorithms_presets_and_extras() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    algorithms = [file.stem for file in (ROOT / "conf" / "searchqa_conf" / "algo").glob("*.yaml")]
+    for section, names in (("Environments", ENV_IDS), ("Algorithms, and your own", algorithms), ("Install", extras)):
+        text = readme.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+        assert not [name for name in names if f"`{name}`" not in text]
+    [world] = [line for line in readme.splitlines() if line.startswith("| `SearchQA-World-v0` |")]
+    assert re.findall(r"(\w+) \(", world) == list(PRESETS)
 
 
 def test_every_trap_names_a_test_that_exists() -> None:
