@@ -61,6 +61,8 @@ LATER_FIXED_KEYS = (
     "notes",
     "system",
     "max_tokens",
+    "suite",
+    "task",
 )
 """The same, of which folders of some commands or of earlier versions have none."""
 TRAINING_KEYS = ("warmup", "sft", "algo")
@@ -86,12 +88,15 @@ def run_app(
     line: Sequence[str],
     before: Callable[[Sequence[str]], object] | None = None,
     multirun: bool = False,
+    current: Callable[[DictConfig, Path], str | None] | None = None,
 ) -> int:
     """Compose the configuration ``config_name`` with the overrides of ``line`` and call ``task(config, folder)`` for each job.
 
     ``config`` is the composed configuration, its types checked; ``folder`` is the job's run folder. ``before`` gets the whole line, also that of
     a run that is resumed, before anything is composed. In a multirun, a job that fails or is killed does not stop the others. ``multirun`` is for a
-    configuration that is one without ``-m`` (its ``hydra.mode`` says so): it names the jobs' folders itself, by ``hydra.sweep.subdir``.
+    configuration that is one without ``-m`` (its ``hydra.mode`` says so): it names the jobs' folders itself, by ``hydra.sweep.subdir``. ``current(config,
+    folder)`` is asked about a job of a multirun that its folder says is finished, in whichever process runs it: it returns None, or why what the folder
+    holds is no longer what the line asks for, with the way out. Then the job is refused with these words, and the folder stays as it is.
 
     Raises
     ------
@@ -120,7 +125,7 @@ def run_app(
             if dry_run or place().rank:  # leaves no folder behind; of several processes, the first writes
                 line += [f"hydra.run.dir='{nowhere}'", f"hydra.sweep.dir='{nowhere}'", "hydra.output_subdir=null", "hydra/job_logging=none"]
             with launching(launch):
-                _carry_out(launch, line, _Job(task, config_name, resumed, line, launch.id))
+                _carry_out(launch, line, _Job(task, config_name, resumed, line, launch.id, current))
                 if launch.sweep is not None:
                     _write(conclude(launch))
     except _JobFailed as failed:
@@ -195,8 +200,17 @@ class _JobFailed(BaseException):
 class _Job:
     """The task function; a class, so that launchers can send it to other processes."""
 
-    def __init__(self, task: Callable[[Any, Path], object], config_name: str, resumed: bool, line: Sequence[str], launch: str) -> None:
+    def __init__(
+        self,
+        task: Callable[[Any, Path], object],
+        config_name: str,
+        resumed: bool,
+        line: Sequence[str],
+        launch: str,
+        current: Callable[[DictConfig, Path], str | None] | None = None,
+    ) -> None:
         self.task = task
+        self.current = current
         self.resumed = resumed
         self.line = list(line)
         self.launch = launch
@@ -227,13 +241,21 @@ class _Job:
         name = Path(os.path.relpath(path, folder)).as_posix()
         sweep, key = Sweep(folder), config.get("objective")
 
+        def outdated() -> str | None:
+            finished = self.current is not None and _has_settings(path, config) and _has_results(path)
+            return self.current(config, path) if self.current is not None and finished else None
+
         def done(record: JobRecord | None) -> bool:
-            return is_finished(path, config) if record is None else _has_settings(path, config) and _has_results(path)
+            finished = is_finished(path, config) if record is None else _has_settings(path, config) and _has_results(path)
+            return finished and outdated() is None
 
         def value() -> float | None:
             return objective_of(path, key) if key is not None or wants_values(hydra_config) else None
 
         def work() -> float | None:
+            reason = outdated()
+            if reason is not None:
+                raise RunFolderError(reason)
             try:
                 self.task(config, path)
             except MissingMandatoryValue as raised:
@@ -378,6 +400,9 @@ def _has_settings(path: Path, config: DictConfig) -> bool:
         "retry",
         "objective",
         "threads",
+        "wandb",
+        "dashboard",
+        "plugins",
     )  # when, how and under what name a run was begun change nothing
     return {k: v for k, v in now.items() if k not in own} == {k: v for k, v in before.items() if k not in own}
 

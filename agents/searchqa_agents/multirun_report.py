@@ -284,7 +284,7 @@ def _events(folder: Path, records: Sequence[JobRecord], launches: Sequence[Mappi
 def _end_of(launch: Mapping[str, Any]) -> str:
     """How a line ended, where it did not come to its end."""
     if launch["ended"]:
-        return f", given up ({launch['error']})" if launch["error"] else ""
+        return f", given up ({launch['error']})" if launch.get("error") else ""  # sweeps of earlier versions have no such key
     return ", which was killed" if is_alive(launch["host"], launch["pid"], launch["process"]) is False else ", still going on"
 
 

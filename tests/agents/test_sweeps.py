@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from searchqa_agents.cli import main
-from searchqa_agents.hydra_app import _with_sweep_folders
-from searchqa_agents.multirun import with_optuna_defaults
+from searchqa_agents.hydra_app import _with_sweep_folders, check_config, is_finished, run_app
+from searchqa_agents.multirun import SweepFailedError, with_optuna_defaults
 from searchqa_agents.objective import ObjectiveError, objective_of
 from searchqa_agents.runs import RunFolderError
 from searchqa_agents.sweeps import (
@@ -496,6 +497,55 @@ def test_a_line_that_asks_for_what_cannot_be_composed_is_told_as_given_up(capsys
     assert "env=nowhere is not known" in launch["error"]
     assert main(["report", "multirun", "sweep"]) == 0
     assert "begun, given up (env=nowhere is not known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "key"), [(["task.budget=300"], "task"), (["task.measured.split=train"], "task"), (["suite=other"], "suite")]
+)
+def test_a_benchmark_s_folder_takes_no_other_task(words: list[str], key: str, tmp_path: Path) -> None:
+    task = {"name": "sparse", "budget": 200, "measured": {"split": "test"}}
+    path = tmp_path / "grpo"
+    path.mkdir()
+    (path / "config.yaml").write_text(
+        yaml.safe_dump({"suite": "world-v1", "task": task, "seed": 0, "plugins": [], "algo": {"name": "grpo"}})
+    )
+    changed = OmegaConf.merge(OmegaConf.load(path / "config.yaml"), OmegaConf.from_dotlist(words))
+    with pytest.raises(RunFolderError, match=f"holds a run with another {key}; choose another run_dir"):
+        check_config(path, changed)
+
+
+def test_another_file_of_an_algorithm_beside_it_leaves_a_finished_job_finished(tmp_path: Path) -> None:
+    settings = {"seed": 0, "plugins": [], "algo": {"name": "grpo"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "summary.json").write_text("{}")
+    assert is_finished(tmp_path, OmegaConf.create({**settings, "plugins": ["mine.py"]}))
+    assert not is_finished(tmp_path, OmegaConf.create({**settings, "seed": 1}))
+
+
+def test_a_finished_job_that_a_command_calls_out_of_date_is_refused_and_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    lists(0)
+    line = [*JOB, "seed=0", "run_dir=sweep"]
+    assert main(["eval", "-m", *line]) == 0
+    before = Path("sweep/0/summary.json").stat().st_mtime_ns
+    words = ["-m", *line]
+    with pytest.raises(SweepFailedError, match="0: failed: the file has changed"):
+        run_app("eval", _never, words, current=_changed)
+    assert job("sweep", "0").state() == FINISHED
+    assert Path("sweep/0/summary.json").stat().st_mtime_ns == before
+    run_app("eval", _never, words, current=_unchanged)
+    assert "is finished: nothing to do" in capsys.readouterr().out
+
+
+def _never(config: Any, folder: Path) -> None:
+    raise AssertionError(f"{folder} is done again")
+
+
+def _changed(config: Any, folder: Path) -> str | None:
+    return "the file has changed; choose another run_dir."
+
+
+def _unchanged(config: Any, folder: Path) -> str | None:
+    return None
 
 
 @pytest.mark.slow
