@@ -209,6 +209,11 @@ def check_settings(algorithm: Algorithm[Any], config: AlgorithmConfig) -> None:
         raise ConfigurationError(
             f"The warm-up is given by warmup_steps or by warmup_ratio, not by both; got {config.warmup_steps} and {config.warmup_ratio}."
         )
+    if config.token_budget is not None and (config.schedule_steps is not None or config.warmup_steps):
+        raise ConfigurationError(
+            "With token_budget schedules are over the budget, whose number of steps is not known: leave schedule_steps out and give the warm-up as "
+            f"warmup_ratio; got schedule_steps={config.schedule_steps} and warmup_steps={config.warmup_steps}."
+        )
     if not config.mask_environment and getattr(config, "credit", None) == "turn":
         raise ConfigurationError("With credit=turn only the policy's own tokens have a turn: mask_environment must be true; got false.")
     if (config.token_weighting == "constant-length") != (config.constant_length is not None):

@@ -17,8 +17,8 @@ from searchqa_agents.comparable import shown
 from searchqa_agents.table import legible
 from searchqa_envs.errors import SearchQAError
 
-OF_THE_RUN = frozenset({"seed", "token_budget", "questions_per_step"})
-"""Settings that are not one for all tasks and seeds: where an algorithm does not say how many questions a rollout has, the task does."""
+OF_THE_RUN = frozenset({"seed", "token_budget"})
+"""Settings that are not one for all tasks and seeds."""
 MOST_ABOVE = 1 / 8
 """A run may use so much more than its budget, which is a last rollout: as part of the budget."""
 
@@ -149,6 +149,12 @@ def _tokens(runs: Sequence[ScoreRun]) -> Iterator[str]:
             yield (
                 f"{run.task} seed {run.seed}: used {used:,} sampled tokens of a budget of {run.budget:,}; a last rollout may be {MOST_ABOVE:.1%} of the "
                 "budget at most."
+            )
+        short = [point for point in run.points if run.status == "finished" and point.policy_tokens < point.share * run.budget]
+        if short:
+            yield (
+                f"{run.task} seed {run.seed}: at {short[0].share:g} of the budget only {short[0].policy_tokens:,} of "
+                f"{short[0].share * run.budget:,.0f} tokens had been sampled: its points are of a smaller budget. Run it again in a new folder."
             )
 
 

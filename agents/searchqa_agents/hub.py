@@ -11,7 +11,10 @@ from pathlib import Path
 from searchqa_envs.errors import ConfigurationError
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_WAYS = "Or fetch it elsewhere (hf download {name} --local-dir FOLDER) and give the folder in place of the name: agent.checkpoint=FOLDER, or start=FOLDER in training."
+_WAYS = (
+    "Or fetch it elsewhere (hf download {name} --local-dir FOLDER) and give the folder in place of the name: agent.checkpoint=FOLDER, or "
+    "start=FOLDER in training."
+)
 
 
 def is_hub_name(name: object) -> bool:

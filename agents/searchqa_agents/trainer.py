@@ -116,7 +116,6 @@ def train(
     learner = Learner(policy, config, has_critic=chosen.critic, parallel=parallel)
     first = 0 if state is None else learner.load_state_dict(state)
     spent = 0 if state is None else int(state.get("policy_tokens", 0))
-    scheduled_steps = config.schedule_steps or config.steps
     lost = LostRollouts(max_lost_rollouts, config.steps - first)
     base: Any = venv.unwrapped
     for step in range(first, config.steps):
@@ -128,7 +127,7 @@ def train(
             scheduled: float = step
             base.set_progress(step + 1, config.steps)  # counted from 1, as ZeroSearch's curriculum does
         else:
-            scheduled = scheduled_steps * spent / config.token_budget
+            scheduled = config.steps * spent / config.token_budget
             base.set_progress(spent + 1, config.token_budget)
         counted = base.search_counters().sums
         played, kept, spread = _play(venv, sampler or policy, config, step, {**(stamp or {}), "train_step": step}, parallel, questions)

@@ -517,3 +517,10 @@ def test_training_under_a_budget_goes_on_from_a_checkpoint_to_the_same_weights()
     before = [parameter.clone() for parameter in rest.model.parameters()]
     train(rest, make_env(reward=some_reward), "grpo", config, state=states[max(states)])  # all of it is spent
     assert all(torch.equal(a, b) for a, b in zip(before, rest.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("changed", [{"schedule_steps": 5}, {"warmup_steps": 2}])
+def test_steps_of_a_schedule_are_refused_where_the_budget_is_in_tokens(changed):
+    config = get_algorithm("grpo").config(**SMALL, token_budget=500, **changed)
+    with pytest.raises(ConfigurationError, match="warmup_ratio"):
+        train(make_policy(), make_env(reward=some_reward), "grpo", config)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -99,7 +102,8 @@ class Course:
     def whole(self, status: str) -> tuple[Point, ...]:
         """All nine points; of a run that diverged those that are missing have a score of 0."""
         rest = SHARES[len(self.points) :]
-        if rest and status == "finished":
+        short = any(point.policy_tokens < point.share * self.budget for point in self.points)
+        if (rest or short) and status == "finished":
             raise ConfigurationError(
                 f"{self.folder.path}: the training ended after {self.policy_tokens} of {self.budget} policy tokens, before its budget was spent."
             )
@@ -112,8 +116,12 @@ def _point(line: Mapping[str, Any]) -> Point:
     return Point(**values)
 
 
-def run_job(settings: BenchSettings, folder: RunFolder, label: str, line_says: Sequence[str] = ()) -> ScoreRun:
-    """Train and measure; returns what it has also written as ``score.json``. ``line_says``: keys that the command line sets itself.
+def run_job(
+    settings: BenchSettings, folder: RunFolder, label: str, line_says: Sequence[str] = (), begun: Callable[[], object] = lambda: None
+) -> ScoreRun:
+    """Train and measure; returns what it has also written as ``score.json``.
+
+    ``line_says`` are the keys that the command line sets itself. ``begun`` is called once it is clear that the folder may hold this job.
 
     Raises
     ------
@@ -134,6 +142,7 @@ def run_job(settings: BenchSettings, folder: RunFolder, label: str, line_says: S
     algorithm, config = algorithm_of(settings, line_says)
     stamp = job_stamp(settings, venv, held_out, label, config)
     folder.write_stamp(stamp)
+    begun()
     folder.write_tokenizer(venv.unwrapped.tokenizer)
     start = Policy.load(
         checkpoint_path(task.start), venv.unwrapped.tokenizer, dtype=chosen_dtype(settings.dtype), device=chosen_device(settings.device)
@@ -208,8 +217,8 @@ def algorithm_of(settings: BenchSettings, line_says: Sequence[str]) -> tuple[str
     if name not in ALGORITHMS:
         get_algorithm(name)  # raises, naming those that there are
     config = built(ALGORITHMS[name].config, settings.algo)
-    usual = AlgorithmConfig().questions_per_step
-    if config.questions_per_step == usual and "algo.questions_per_step" not in line_says:
+    own_default = type(config).questions_per_step != AlgorithmConfig.questions_per_step
+    if not own_default and "algo.questions_per_step" not in line_says:
         config = replace(config, questions_per_step=settings.task.questions_per_step)
     refused = [key for key in ("steps", "token_budget") if f"algo.{key}" in line_says]
     if refused:
@@ -229,18 +238,43 @@ def job_stamp(settings: BenchSettings, venv: Any, held_out: HeldOut, label: str,
         "start": task.start,
         "measured_on": held_out.stamp(),
         "algorithm": label,
-        "plugins": {Path(plugin).name: _file_sha256(plugin) for plugin in settings.plugins},
+        "plugins": plugins_stamp(settings),
     }
     if isinstance(start, Path):
         own["start_sha256"] = folder_sha256(start)
-    return {**run_stamp(venv.unwrapped.stamp(), seed=settings.seed, threads=settings.threads), **own}
+    stamp = {**run_stamp(venv.unwrapped.stamp(), seed=settings.seed, threads=settings.threads), **own}
+    return {**stamp, "command": as_given(stamp["command"], label, own["plugins"])}
 
 
-def _file_sha256(plugin: str) -> str | None:
-    import hashlib
+def plugins_stamp(settings: BenchSettings) -> dict[str, str]:
+    """The name and sha256 of the file that registers the job's algorithm, where it is a plugin; others on the line do not matter to it."""
+    algorithm = ALGORITHMS.get(str(settings.algo.name))
+    module = None if algorithm is None else sys.modules.get(algorithm.config.__module__)
+    file = Path(getattr(module, "__file__", None) or "").resolve()
+    files = [Path(plugin).expanduser().resolve() for plugin in settings.plugins]
+    return {file.name: file_sha256(file)} if file in files else {}
 
-    path = Path(plugin).expanduser()
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+def file_sha256(file: Path) -> str:
+    """Of the bytes of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def as_given(command: str, label: str, plugins: Mapping[str, str]) -> str:
+    """A command line as a person gives it: ``algorithm=mine.py`` where Hydra was told ``algo=mine`` and the place of the file on this machine."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    given = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "algo":
+            names = [next(iter(plugins), name) if name == label else name for name in value.split(",")]
+            given.append(f"algorithm={','.join(names)}")
+        elif key != "plugins" or not plugins:
+            given.append(word)
+    return shlex.join(given)
 
 
 def _references(folder: RunFolder, held_out: HeldOut, start: Policy) -> dict[str, float]:

@@ -62,7 +62,7 @@ def learn(settings: BenchSettings, config: SB3PPOConfig, folder: RunFolder, poli
         sb3 = import_module("stable_baselines3")
     except ModuleNotFoundError as error:
         raise ConfigurationError("algorithm=sb3_ppo needs Stable-Baselines3; install it: pip install 'searchqa-gym[sb3]'") from error
-    from searchqa_agents.sb3 import ProgressCallback, SearchQAPolicy, make_vec_env
+    from searchqa_agents.sb3 import SearchQAPolicy, make_vec_env
 
     venv = make_vec_env(settings.env.id, config.n_envs, **env_arguments(settings.env))
     arguments = {name: value for name, value in vars(config).items() if name not in ("n_envs", "logprob_reduction")}
@@ -70,7 +70,7 @@ def learn(settings: BenchSettings, config: SB3PPOConfig, folder: RunFolder, poli
     model = sb3.PPO(SearchQAPolicy, venv, seed=settings.seed, policy_kwargs=start, **arguments)
     spending = _spending(course, policy, model)
     try:
-        model.learn(_MOST_SEGMENTS, callback=[ProgressCallback(), spending])
+        model.learn(_MOST_SEGMENTS, callback=spending)
     finally:
         venv.close()
 
@@ -95,9 +95,13 @@ def _spending(course: Course, policy: Policy, model: Any) -> Any:
             self.began = False
 
         def _on_rollout_start(self) -> None:
-            if not self.began:
-                self.began = True
-                return
+            if self.began:
+                self.tell()
+            self.began = True
+            self.training_env.env_method("set_progress", min(self.policy_tokens + 1, course.budget), course.budget)
+
+        def tell(self) -> None:
+            """Of the rollout before, which has been learned from."""
             self.copy_weights()
             metrics = {"charts/em": float(np.mean(self.returns))} if self.returns else {}
             self.returns = []

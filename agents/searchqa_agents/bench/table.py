@@ -403,7 +403,7 @@ def in_words(comparison: Comparison, name: str) -> list[str]:
     if compared_with > 1:
         sentences.append(
             f"Intervals are over {seeds} on the same questions, and not corrected for the {compared_with} comparisons: "
-            "of twenty equal algorithms about one looks different."
+            "of twenty equal algorithms about two look different, for intervals from so few seeds are a little narrow."
         )
     return sentences
 

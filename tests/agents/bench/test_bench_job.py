@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import pytest
@@ -9,12 +10,13 @@ import pytest
 import searchqa_envs  # noqa: F401  # registers the ids
 from searchqa_agents import cli
 from searchqa_agents.bench import job
-from searchqa_agents.bench.results import SHARES, read_run
+from searchqa_agents.bench.results import SHARES, Point, read_run
 from searchqa_agents.models import make_tiny_model
 from searchqa_agents.optimisation import TrainingDivergedError
 from searchqa_agents.policy import Policy
 from searchqa_agents.runs import list_checkpoints, read_metrics
 from searchqa_agents.trajectory import load_trajectories
+from searchqa_envs.errors import ConfigurationError
 
 SMALL = ("task=penalty", "task.budget=1600", "task.questions=12", "num_envs=64", "save=4")
 """Two rollouts of 64 episodes."""
@@ -200,3 +202,47 @@ def test_a_task_of_a_real_set_is_played_with_its_own_passages(tmp_path):
     assert run.references == {"no_search": 0.0, "oracle": 1.0}
     assert run.stamp["dataset"] == "hotpotqa"
     assert run.suite == "real-v1"
+
+
+def test_a_file_that_was_changed_does_not_stand_for_its_old_results(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN_ALGORITHM.replace("NAME", "edited"))
+    words = (f"algorithm={file}", "seed=0", "task.budget=200")
+    assert bench(tmp_path / "runs", *words) == 0
+    assert bench(tmp_path / "runs", "algorithm=grpo", "seed=0", "task.budget=200", f"plugins=[{file}]") == 0
+    stamp = read_run(tmp_path / "runs" / "grpo" / "penalty" / "seed-0").stamp
+    assert stamp["plugins"] == {}  # another one's file is no part of its results
+    file.write_text(file.read_text() + "\n# a thought\n")
+    capsys.readouterr()
+    assert bench(tmp_path / "runs", *words) != 0
+    assert "mine.py has changed since" in "".join(capsys.readouterr())
+
+
+def test_the_stamp_has_the_line_as_it_was_given_without_the_place_of_the_file(tmp_path):
+    folder = tmp_path / "it's here"
+    folder.mkdir()
+    (folder / "mine.py").write_text(OWN_ALGORITHM.replace("NAME", "placed"))
+    assert job.as_given("searchqa bench algo=grpo,placed 'seed=range(5)' plugins=[/a/mine.py]", "placed", {"mine.py": "0"}) == (
+        "searchqa bench algorithm=grpo,mine.py 'seed=range(5)'"
+    )
+    assert bench(tmp_path / "runs", f"algorithm={folder / 'mine.py'}", "seed=0", "dry_run=true") == 0
+
+
+@pytest.mark.parametrize("words", [("algorithm=grpo", "algorithm=ppo"), ("algorithm=grpo", "algo=ppo")])
+def test_algorithms_in_two_words_are_refused_with_the_one_word(tmp_path, words, capsys):
+    assert bench(tmp_path, *words, "seed=0") == 2
+    assert "algorithm=grpo,ppo" in capsys.readouterr().err
+
+
+def test_a_dry_run_finds_what_a_run_would_refuse(tmp_path, capsys):
+    assert bench(tmp_path, "algorithm=grpo", "seed=0", "task.budget=0", "dry_run=true") != 0
+    assert "at least 1" in "".join(capsys.readouterr())
+
+
+def test_every_point_of_a_finished_run_has_spent_its_share(tmp_path):
+    point = Point(0.5, 10, 0, 1, 0.0, 0.0, 0.0, 0.0, 0.0)
+    course = object.__new__(job.Course)
+    course.budget, course.points, course.policy_tokens = 100, [point] * 9, 10
+    course.folder = SimpleNamespace(path=tmp_path)
+    with pytest.raises(ConfigurationError, match="before its budget"):
+        course.whole("finished")
