@@ -50,14 +50,16 @@ class _Packer:
         """Add a trajectory.
 
         ``prompt`` and the last two of each of ``turns`` (action, content, segment, reply) are places in ``texts``, -1 for no reply. ``logprobs`` and
-        ``advantages`` are the place of the first sampled token's, -1 for none.
+        ``advantages`` are the place of the first sampled token's, -1 for none; ``peak`` is the largest absolute advantage, -1 without any.
         """
         scored = trajectory.logprobs is not None or trajectory.advantages is not None
         start = trajectory.turns[0].start if trajectory.turns else len(trajectory.token_ids)
-        numbered = dict.fromkeys(self._numbers, -1)
+        numbered, peak = dict.fromkeys(self._numbers, -1), -1.0
         if tokenizer is not None:
             sampled = self._sampled(trajectory)
             numbered = {name: self._number(name, getattr(trajectory, name), sampled) for name in self._numbers}
+            if trajectory.advantages is not None:
+                peak = float(f"{np.abs(trajectory.advantages[sampled]).max(initial=0.0):.4g}")
         turns = []
         for turn in trajectory.turns:
             whole = not scored and bool(trajectory.loss_mask[turn.start : turn.segment_end].all())
@@ -84,6 +86,7 @@ class _Packer:
                 "prompt": self._text(trajectory, 0, start, trajectory.prompt, tokenizer),
                 "turns": turns,
                 **numbered,
+                "peak": peak,
             }
         )
 

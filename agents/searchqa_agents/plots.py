@@ -178,7 +178,7 @@ def _dots(axes: Axes, results: Mapping[str, Mapping[str, tuple[float, Interval |
     if emphasised in labels and len(labels) > 1:
         axes.axhline(labels.index(emphasised) + (0.5 if labels.index(emphasised) == 0 else -0.5), color=GREY, linewidth=0.8)
     axes.set_ylim(-0.55, len(labels) - 0.45)
-    axes.set_xlim(0, min(1.09, 1.12 * highest + 0.05))
+    axes.set_xlim(0, min(1.09, 1.12 * highest + 0.05) if highest else 1.0)
     axes.set_title("Dot: mean over questions; bar: 95% interval", fontsize=10, loc="left")
     handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if len(measures) > 1:

@@ -7,7 +7,9 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -333,21 +335,47 @@ def write_page(path: Path, sets: Mapping[str, Sequence[Trajectory]] | None = Non
     summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
     chosen, left_out = folder_sets(path, summary.get("sets", {})) if sets is None else cut_sets(sets)
     picture_file = path / PICTURE_FILE
-    stamp, searches = _stamp(path), read_searches(path)
+    stamp, searches, lines = _stamp(path), read_searches(path), read_metrics(path)
     page = build_page(
         chosen,
         page_tokenizer(path, stamp),
         title=str(summary.get("name", path.name)),
-        subtitle=f"{path.name} · {search_line(searches['total'])}" if searches else path.name,
+        subtitle=" · ".join(run_parts(path, summary, lines)),
         table=(summary.get("columns", ()), summary.get("rows", ())),
         stamp=stamp,
         picture=picture_file.read_bytes() if is_evaluation(path) and picture_file.is_file() else None,
-        notes=[*lines_beneath(summary, stamp), *left_out],
-        curves=run_panels(read_metrics(path), summary.get("measures", {})),
+        notes=[*lines_beneath(summary, stamp), *([search_line(searches["total"])] if searches else []), *left_out],
+        curves=run_panels(lines, summary.get("measures", {}), hops=() if summary.get("stages") else stamp.get("hops") or ()),
     )
     file = path / "report.html"
     replace_file(file, lambda partial: partial.write_text(page, encoding="utf-8"))
     return file
+
+
+def run_parts(path: Path, summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a run is, in a few words each: its algorithm or agent, data, start, steps, seed, day, and folder; what is not known is left out."""
+    config = _config(path) or {}
+    algorithm, agent, env = (config.get(key) or {} for key in ("algo", "agent", "env"))
+    sets = config.get("sets")
+    steps = max((int(line["step"]) for line in lines if line["phase"] == "train"), default=0)
+    parts = [
+        summary.get("algorithm") or algorithm.get("name") or agent.get("baseline") or agent.get("kind"),
+        ", ".join(map(str, sets)) if isinstance(sets, list) else sets or env.get("id"),
+        f"start {config['start']}" if config.get("start") else None,
+        f"{steps:,} step{'s' if steps > 1 else ''}" if steps else None,
+        f"seed {config['seed']}" if config.get("seed") is not None else None,
+        _day(path),
+        path.name,
+    ]
+    return [str(part) for part in parts if part]
+
+
+def _day(path: Path) -> str:
+    """When a run began, in UTC, by its first file of TensorBoard; "" where there is none, and where the folder's name begins with the day."""
+    seconds = [int(file.name.split(".")[3]) for file in path.glob("tensorboard/*/events.out.tfevents.[0-9]*.*")]
+    if not seconds or re.match(r"\d{4}-\d\d-\d\d_", path.name):
+        return ""
+    return datetime.fromtimestamp(min(seconds), UTC).date().isoformat()
 
 
 def page_tokenizer(path: Path, stamp: Mapping[str, Any]) -> Tokenizer | None:

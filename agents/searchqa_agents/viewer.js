@@ -151,7 +151,7 @@ function filter() {
     }
     if (!missed.length) QUICK.forEach((quick, bit) => { if ((item.flags & (chosen | 1 << bit)) === (chosen | 1 << bit)) quickCounts[bit]++; });
   }
-  const orders = {high: (a, b) => b.reward - a.reward, low: (a, b) => a.reward - b.reward, searches: (a, b) => b.searches - a.searches, long: (a, b) => b.length - a.length};
+  const orders = {high: (a, b) => b.reward - a.reward, low: (a, b) => a.reward - b.reward, searches: (a, b) => b.searches - a.searches, long: (a, b) => b.length - a.length, advantage: (a, b) => b.peak - a.peak};
   const order = orders[state.only.has("longest") && state.sort === "order" ? "long" : state.sort];
   if (order) shown.sort((a, b) => order(a, b) || a.place - b.place);
   for (const menu of menus) for (const option of byId(menu).options) option.textContent = option.title + " (" + counted(counts[menu][option.value] ?? 0) + ")";
@@ -264,8 +264,19 @@ const COLOURS = {
 };
 function reason(columns) {
   const colour = COLOURS[state.colour], without = columns.filter((item) => !colour.has(item));
-  if (!without.length) return "";
-  return (columns.length > without.length ? visible(without[0].set) : "This") + " has no " + colour.lacks + ".";
+  const lines = without.length ? [(columns.length > without.length ? without[0].set : "This") + " has no " + colour.lacks + "."] : [];
+  const silent = state.colour === "advantage" ? columns.filter((item) => item.peak === 0) : [];
+  if (silent.length) {
+    const [item] = silent, own = ofSet(item, item.set);
+    const whose = columns.length === silent.length ? "" : " of " + item.set + ", " + (own.indexOf(item) + 1) + " of " + own.length + ",";
+    const alike = silent.every((one) => sameReward(ofSet(one, one.set)));
+    lines.push("All advantages" + whose + " are 0" + (alike ? ": the samples of this question had the same reward." : "."));
+  }
+  return visible(lines.join(" "));
+}
+function sameReward(samples) {
+  const whole = samples.filter((one) => one.outcome !== "lost");
+  return whole.length > 1 && whole.every((one) => one.reward === whole[0].reward);
 }
 const heat = (logprob) => "rgba(var(--heat), " + Math.min(0.75, -logprob / 4).toFixed(3) + ")";
 const weight = (advantage) => {
@@ -399,7 +410,7 @@ function recall() {
   const parts = new URLSearchParams(location.hash.slice(1));
   for (const name of ["find", "set", "outcome", "searches"]) state[name] = parts.get(name) ?? "";
   for (const name of ["set", "outcome", "searches"]) if (![...byId(name).options].some((option) => option.value === state[name])) state[name] = "";
-  state.sort = [...byId("sort").options].some((option) => option.value === parts.get("sort")) ? parts.get("sort") : "order";
+  state.sort = [...byId("sort").options].some((option) => option.value === parts.get("sort") && !option.disabled) ? parts.get("sort") : "order";
   state.only = new Set((parts.get("only") ?? "").split(",").filter((name) => QUICK.some((quick) => quick.name === name)));
   state.colour = Object.hasOwn(COLOURS, parts.get("colour")) && !byId("colour-" + parts.get("colour")).disabled ? parts.get("colour") : "mask";
   state.beside = parts.get("beside") !== "no";
@@ -460,6 +471,7 @@ function drawControls() {
     if (radio.disabled) label.title = "No trajectory of this page has " + colour.lacks + ".";
     radio.addEventListener("change", () => { state.colour = name; open(current); });
   }
+  byId("byadvantage").disabled = !items.some(COLOURS.advantage.has);
 }
 
 // Opens on what training changed, where there is such a question.

@@ -4,9 +4,9 @@
 // All text goes into the page through textContent: nothing that a corpus or a policy wrote is ever read as markup.
 const byId = (id) => document.getElementById(id);
 
-// Characters that reorder or hide text are shown by name; line breaks and tabs stay.
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g;
-const visible = (text) => String(text).replace(HIDDEN, (one) => "‹" + one.charCodeAt(0).toString(16).toUpperCase().padStart(2, "0") + "›");
+// Characters that steer, reorder or hide text, or are hidden themselves, are shown by number; line breaks and tabs stay.
+const HIDDEN = /(?![\t\n])[\p{Cc}\p{Cf}\u034f\u115f\u1160\u3164\uffa0\u{e0100}-\u{e01ef}]/gu;
+const visible = (text) => String(text).replace(HIDDEN, (one) => "‹" + one.codePointAt(0).toString(16).toUpperCase().padStart(2, "0") + "›");
 
 function node(tag, className, text, parent) {
   const made = document.createElement(tag);
@@ -37,7 +37,7 @@ function drawn(tag, attributes, parent, text) {
   return made;
 }
 
-const WIDE = 340, HIGH = 150, LEFT = 44, RIGHT = 10, TOP = 8, BOTTOM = 18;
+const WIDE = 340, HIGH = 150, LEFT = 44, RIGHT = 10, TOP = 8, BOTTOM = 18, LABEL = 62;
 
 function short(value) {
   if (value === null || value === undefined) return "–";
@@ -89,6 +89,15 @@ function path(series, scale, logarithmic) {
   });
   return text;
 }
+// The height of a mark's label: above or beneath the mark, whichever is farther from the curves beside it.
+function freest(panel, scale, left, top, early) {
+  const [from, until] = early ? [left, left + LABEL] : [left - LABEL, left];
+  const beside = panel.series.flatMap((series) => series[1].map((x, i) => [scale.x(x), series[2][i]]))
+    .filter(([x, y]) => x >= from && x <= until && y !== null && (!panel.logarithmic || y > 0)).map(([, y]) => scale.y(y));
+  const room = (y) => Math.min(HIGH, ...beside.map((other) => Math.abs(other - (y - 4))));
+  const [above, beneath] = [top - 6, top + 13].map((y) => Math.max(TOP + 8, Math.min(HIGH - BOTTOM - 3, y)));
+  return room(above) >= room(beneath) ? above : beneath;
+}
 const look = (place) => "stroke" + place % 8 + (place >= 8 ? " dash" + (Math.floor(place / 8) + 1) % 3 : "");
 
 function curve(panel, parent) {
@@ -129,7 +138,7 @@ function curve(panel, parent) {
     const [left, top] = [scale.x(x), scale.y(y)];
     drawn("path", {class: "mark", d: `M${left} ${top - 5}l5 5l-5 5l-5 -5z`}, svg);
     const early = left < WIDE / 2;
-    drawn("text", {class: "marklabel", x: early ? left + 8 : left - 8, y: Math.max(TOP + 8, top + (top > HIGH / 2 ? -6 : 13)), "text-anchor": early ? "start" : "end"}, svg,
+    drawn("text", {class: "marklabel", x: early ? left + 8 : left - 8, y: freest(panel, scale, left, top, early), "text-anchor": early ? "start" : "end"}, svg,
       (["before", "after"].includes(label) ? label + " " : "") + short(y));
   }
   if (panel.note) node("div", "soft", panel.note, figure).style.fontSize = "12px";

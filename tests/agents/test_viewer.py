@@ -182,6 +182,7 @@ def test_numbers_of_tokens_stand_behind_each_other_and_advantages_only_where_the
     assert page.numbers["advantages"].tolist() == [-1.5] * sampled
     assert len(page.numbers["logprobs"]) == 2 * sampled
     assert page.packed["advantage_scale"] == 1.5
+    assert [item["peak"] for item in page.items] == [-1, 1.5, -1]
 
 
 def test_every_text_is_in_the_page_once() -> None:

@@ -25,6 +25,11 @@ HOSTILE = (
     "\ud800 lone",
     "__DATA__ __SCRIPT__",
     "\u2028\u2029 &lt;b&gt;",
+    "a\u200b\u200c\u200d\u2060\u2064\u00ad\u180e\u034f\u115f\u1160\u3164\uffa0z",
+    "tags \U000e0001\U000e0041\U000e007f \U000e0100",
+)
+HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\u00ad\u034f\u115f\u1160\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\u3164\uffa0\U000e0000-\U000e01ef]"
 )
 Turn = tuple[str, str, str]  # action, segment, reply
 
@@ -200,6 +205,8 @@ def test_orders(open_page: Callable[..., Any]) -> None:
     page.select_option("#sort", "long")
     lengths = [len({name: one for name, _, one in NAMED}[at].token_ids) for at in shown(page)]
     assert lengths == sorted(lengths, reverse=True)
+    page.select_option("#sort", "advantage")
+    assert shown(page)[:4] == [f"rollouts-000005.{number}" for number in (3, 0, 1, 2)]
 
 
 FOUND: dict[str, Callable[[Trajectory], bool]] = {
@@ -317,12 +324,26 @@ def test_where_there_are_no_advantages_the_page_says_so(open_page: Callable[...,
     assert "has no advantages" in page.inner_text("#reason")
     page = open_page(build_page({"eval": SETS["before"]}, BYTE, title="t"))
     assert page.is_disabled("#colour-advantage")
-    assert "only rollouts of training" in page.locator("label", has=page.locator("#colour-advantage")).get_attribute(
-        "title"
-    )
+    assert "only rollouts of training" in page.locator("label", has=page.locator("#colour-advantage")).get_attribute("title")
 
 
-def test_less_likely_tokens_are_darker_and_the_pointer_tells_the_log_probability(open_page: Callable[..., Any]) -> None:
+def test_where_all_advantages_are_0_the_page_says_why(open_page: Callable[..., Any]) -> None:
+    page = open_page(PAGE, "#at=rollouts-000005.2&beside=no&colour=advantage")
+    assert page.inner_text("#reason") == "All advantages are 0."  # the rewards of the group differ
+    page.check("#beside")
+    assert page.inner_text("#reason") == "All advantages of rollouts-000005, 3 of 4, are 0."
+    alike = [play([ANSWER], right=True, advantage=0.0) for _ in range(3)]
+    page = open_page(build_page({"rollouts-000001": alike, "eval": [play([ANSWER])]}, BYTE, title="t"), "#colour=advantage")
+    assert page.inner_text("#reason").startswith("eval has no advantages: ")
+    assert page.inner_text("#reason").endswith("are 0: the samples of this question had the same reward.")
+    page.select_option("#right", "rollouts-000001")
+    assert page.inner_text("#reason") == "All advantages are 0: the samples of this question had the same reward."
+    page.check("#colour-mask")
+    assert not page.is_visible("#reason")
+    assert open_page(build_page({"eval": [play([ANSWER])]}, BYTE, title="t")).is_disabled("#byadvantage")
+
+
+def test_less_likely_tokens_have_a_stronger_colour_and_the_pointer_tells_the_log_probability(open_page: Callable[..., Any]) -> None:
     one = SETS["before"][2]
     page = open_page(PAGE, "#at=before.2&beside=no&colour=logprob")
     spans = page.locator(".policy span")
@@ -409,13 +430,13 @@ def test_hostile_text_stays_text(open_page: Callable[..., Any]) -> None:
         assert segments == [legible(text.encode("utf-8", "replace").decode())] * 4
         page.locator(".policy span:not(:empty)").first.hover()
         everything = page.evaluate("document.body.textContent")
-        assert not re.search("[\x00\x1b\u202a-\u202e\u2066-\u2069]", everything)
+        assert not HIDDEN.search(everything)
     assert page.evaluate("[document.querySelectorAll('#browser img, main script, #tip *').length, document.scripts.length]") == [0, 2]
 
 
 def legible(text: str) -> str:
     """Characters that hide or reorder text by their number; lone surrogates as browsers show them."""
-    shown = re.sub("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", lambda found: f"‹{ord(found[0]):02X}›", text)
+    shown = HIDDEN.sub(lambda found: f"‹{ord(found[0]):02X}›", text)
     return re.sub("[\ud800-\udfff]", "\ufffd", shown)
 
 
@@ -477,10 +498,10 @@ def test_curves_tell_the_values_of_the_step_under_the_pointer(open_page: Callabl
     svg = page.locator(".curve", has_text="Exact match").locator("svg")
     box = svg.bounding_box()
     svg.hover(position={"x": box["width"] - 12, "y": 30})
-    assert page.inner_text("#tip") == "step 5\nexact match: 0.5\nheld-out questions, sampled, after: 0.750"
+    assert page.inner_text("#tip") == "step 5\nexact match on training questions: 0.5\nheld-out questions, sampled, after: 0.750"
     svg.focus()
     page.keyboard.press("ArrowLeft")
-    assert page.inner_text("#tip") == "step 4\nexact match: 0.4"
+    assert page.inner_text("#tip") == "step 4\nexact match on training questions: 0.4"
     assert page.locator(".curve").count() == 2
     page.click("#morecurves")
     assert page.locator("#more figcaption").all_inner_texts() == ["losses/odd"]
@@ -498,8 +519,23 @@ def test_in_the_dark_text_is_light_on_dark(open_page: Callable[..., Any]) -> Non
 
 
 def test_on_a_narrow_screen_nothing_is_wider_than_it(open_page: Callable[..., Any]) -> None:
-    page = open_page(PAGE, width=400, height=800)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page = open_page(PAGE, width=390, height=800)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    heights = page.evaluate("[...document.querySelectorAll('.colours label')].map((label) => label.offsetHeight)")
+    assert len(set(heights)) == 1
+
+
+def test_a_long_name_of_a_set_ends_in_an_ellipsis_inside_its_row(open_page: Callable[..., Any]) -> None:
+    page = open_page(build_page({"a": SETS["before"], "b" * 80: SETS["after"]}, BYTE, title="t"))
+    assert page.evaluate("[...document.querySelectorAll('.item .m')].every((marks) => marks.scrollWidth <= marks.clientWidth)")
+
+
+def test_the_search_box_shows_all_of_what_it_says(open_page: Callable[..., Any]) -> None:
+    page = open_page(PAGE)
+    assert page.evaluate(
+        "() => { const box = byId('find'), style = getComputedStyle(box), pen = document.createElement('canvas').getContext('2d');"
+        " pen.font = style.font; return pen.measureText(box.placeholder).width <= box.clientWidth - 2 * parseFloat(style.paddingLeft) - 20; }"
+    )
 
 
 def test_a_page_without_trajectories_opens(open_page: Callable[..., Any]) -> None:
