@@ -308,6 +308,8 @@ def measuring_dtype(dtype: str, device: str, checkpoint: str) -> str:
     if dtype != "auto":
         return dtype
     folder = checkpoint_path(checkpoint)
-    if not isinstance(folder, Path) or (folder / "adapter_config.json").is_file() or chosen_device(device) != "cpu":
+    if not isinstance(folder, Path) or (folder / "adapter_config.json").is_file() or not device.startswith(("auto", "cpu")):
+        return "float32"
+    if chosen_device(device) != "cpu":
         return "float32"
     return "float64" if sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= SMALL_WEIGHTS else "float32"

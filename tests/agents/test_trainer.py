@@ -353,8 +353,8 @@ def test_the_schedules_are_told_how_far_training_is(monkeypatch):
 # -- metrics ----------------------------------------------------------------------------------------------------------------------------------
 
 CHARTS = (
-    "backend_errors em entropy episodic_return f1 groups_with_spread invalid_turns learning_rate reward_std sampled_tokens search_rate searches tokens "
-    "trained_share updates"
+    "backend_errors em entropy episodic_return f1 groups_with_spread invalid_turns learning_rate policy_tokens reward_std sampled_tokens search_rate "
+    "searches tokens trained_share updates"
 )
 
 
