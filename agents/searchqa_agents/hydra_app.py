@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -39,7 +40,7 @@ from searchqa_agents.multirun import (
 from searchqa_agents.objective import ObjectiveError, objective_of
 from searchqa_agents.runs import SUMMARY_FILE, RunFolder, RunFolderError, check_run_folder, replace_file
 from searchqa_agents.settings import with_parts
-from searchqa_agents.sweeps import FAILED, FINISHED, KILLED, REFUSED, JobRecord, Sweep, one_line
+from searchqa_agents.sweeps import FAILED, FINISHED, KILLED, REFUSED, JobRecord, SameFolderError, Sweep, SweepRecordError, one_line
 from searchqa_agents.threads import set_threads
 from searchqa_envs.errors import ConfigurationError
 
@@ -179,7 +180,7 @@ def _carry_out(launch: Launch, line: Sequence[str], job: _Job) -> None:
 
 def _was_refused(launch: Launch) -> bool:
     """Whether a job's folder holds something else than this line asks for."""
-    jobs = launch.sweep.jobs() if launch.sweep is not None else []
+    jobs = launch.sweep.readable_jobs()[0] if launch.sweep is not None else []
     return any(attempt.status == REFUSED and attempt.launch == launch.id for job in jobs for attempt in job.history)
 
 
@@ -219,10 +220,10 @@ class _Job:
 
     def __call__(self, config: DictConfig) -> object:
         hydra_config = HydraConfig.get()
-        set_threads(config.get("threads"))
         sys.argv = ["searchqa", *self.__name__.split("_"), *self.line]  # for the stamp, also in a launcher's process
         token = _resumed.set(self.resumed)
         try:
+            set_threads(config.get("threads"))
             if hydra_config.mode == RunMode.MULTIRUN and not config.get("dry_run"):
                 return self._recorded(config, hydra_config)
             done = self.task(config, Path(hydra_config.runtime.output_dir))
@@ -230,6 +231,8 @@ class _Job:
         except Exception as raised:
             if isinstance(raised, JobFailedError):
                 raise
+            if isinstance(raised, SameFolderError):
+                Sweep(hydra_config.sweep.dir).end_launch(self.launch, one_line(raised))
             raise _JobFailed(_with_whole_key(raised, config)) from raised
         finally:
             _resumed.reset(token)
@@ -264,8 +267,11 @@ class _Job:
 
         retry = bool(config.get("retry", True))
         overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)  # as the sweep's list of its jobs has them
-        left = sweep.begin(name, cast("list[str]", overrides), self.launch, retry=retry, done=done)
         found: float | None = None
+        try:
+            left = sweep.begin(name, cast("list[str]", overrides), self.launch, retry=retry, done=done)
+        except SweepRecordError as raised:
+            left = str(raised)
         error: str | None = f"left as it is: {left}"
         if left is None:
             found, error = sweep.carry_out(name, work)
@@ -391,7 +397,11 @@ def _has_settings(path: Path, config: DictConfig) -> bool:
     file = path / "config.yaml"
     if not file.is_file():
         return False
-    now, before = _resolved(config), _resolved(OmegaConf.load(file))
+    try:
+        before = _resolved(OmegaConf.load(file))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):  # the job itself says what is wrong with it
+        return False
+    now = _resolved(config)
     own = (
         "run_dir",
         "name",

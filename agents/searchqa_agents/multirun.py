@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 
 from searchqa_agents.sweeps import DONE, FAILED, FINISHED, LOST, NOT_BEGUN, REFUSED, RUNNING, STOPPED, JobRecord, Sweep
 from searchqa_agents.threads import cores, set_threads, too_many_threads
-from searchqa_envs.errors import SearchQAError
+from searchqa_envs.errors import ConfigurationError, SearchQAError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -79,7 +79,10 @@ class SweepCallback(Callback):
         launch = _launch.get()
         if launch is None or config.get("dry_run"):
             return
-        set_threads(config.get("threads"))
+        try:
+            set_threads(config.get("threads"))
+        except ConfigurationError:  # Hydra makes a warning of what a callback raises; the first job says it, and ends the line
+            return
         if launch.sweep is not None:  # begun again, after one of its processes was killed
             return
         folder = Path(str(config.hydra.sweep.dir))
@@ -159,9 +162,11 @@ def conclude(launch: Launch) -> str:
     sweep.wait_for(launch.id)
     sweep.settle(launch.id)
     sweep.end_launch(launch.id)
-    said, bad = _told(launch)
+    said, bad, more = _told(launch)
     if not bad:
         return f"{said} `searchqa report multirun {sweep.folder}` shows it."
+    if not more:
+        raise SweepFailedError("\n".join([said, *bad, "The same line would be told the same: each job above says the way out."]))
     again = f"`searchqa {launch.command} resume={sweep.folder}` does what is left and tries again what failed; with retry=false it leaves what failed."
     raise SweepFailedError("\n".join([said, *bad, again]))
 
@@ -180,28 +185,32 @@ def _sweep_of(launch: Launch) -> Sweep:
     return launch.sweep
 
 
-def _told(launch: Launch) -> tuple[str, list[str]]:
-    """How the jobs of a launch stand, in one line; and a line for each that did not finish."""
+def _told(launch: Launch) -> tuple[str, list[str], bool]:
+    """How the jobs of a launch stand, in one line; a line for each that did not finish; and whether the same line would do something about them."""
     sweep = _sweep_of(launch)
     entry = sweep.launched(launch.id)
     left: Mapping[str, str] = entry["left"]
-    own = [job for job in sweep.jobs() if job.name in left or any(attempt.launch == launch.id for attempt in job.history)]
+    records, damaged = sweep.readable_jobs()
+    own = [job for job in records if job.name in left or any(attempt.launch == launch.id for attempt in job.history)]
     states = {job.name: _state(job, launch.id) for job in own}
     counts = Counter(states.values())
-    counts[NOT_BEGUN] = max(0, len(entry["jobs"]) - len(own)) if entry["jobs"] is not None else 0
+    planned = len({tuple(words) for words in entry["jobs"]}) if entry["jobs"] is not None else 0  # agent=oracle,oracle is one job
+    counts[NOT_BEGUN] = max(0, planned - len(own) - len(damaged))
     earlier = sum(left.get(job.name) == FINISHED and not any(attempt.launch == launch.id for attempt in job.history) for job in own)
     said = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no job was begun"
     said = f"Sweep {sweep.folder}: {said}{f' ({earlier} of them before)' if earlier else ''}."
-    bad = []
+    bad, more = [], bool(counts[NOT_BEGUN])
     for job in own:
         state = states[job.name]
         if state not in DONE:
+            more |= job.history[-1].status != REFUSED or job.history[-1].launch != launch.id
             why = left.get(job.name) if state in (RUNNING, LOST) else job.history[-1].error
             trace = f", trace {sweep.error_file(job.name)}" if state == FAILED and sweep.error_file(job.name).is_file() else ""
             bad.append(f"  {job.name}: {state}{f': {why}' if why else ''} (folder {sweep.folder / job.name}{trace})")
+    bad += [f"  {error}" for error in damaged]
     if counts[NOT_BEGUN]:
-        bad.append(f"  {counts[NOT_BEGUN]} of {len(entry['jobs'])} jobs were not begun")
-    return said, bad
+        bad.append(f"  {counts[NOT_BEGUN]} of {planned} jobs were not begun")
+    return said, bad, more
 
 
 def _state(job: JobRecord, launch: str) -> str:

@@ -16,6 +16,7 @@ from html import escape
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from searchqa_agents.objective import SCORE_FILE
@@ -34,12 +35,14 @@ from searchqa_agents.sweeps import (
     JobRecord,
     Sweep,
     is_alive,
+    visible,
 )
 from searchqa_agents.table import markdown, number
 
 logger = logging.getLogger(__name__)
 
 PAGE_FILE = "multirun.html"
+PICTURE_FILE = "comparison.png"
 BEST_FILE = "optimization_results.yaml"
 HELP = """usage: searchqa report multirun [--markdown] FOLDER
 
@@ -48,9 +51,10 @@ long it took, and what it measured; beneath it what happened: jobs that failed, 
 compared, also the table of `searchqa report`. Writes FOLDER/multirun.html, one page with the same, the learning curves, and a link to each job's page.
   --markdown               print the tables in Markdown"""
 
-OF_A_LINE = ("retry", "threads", "objective", "device", "run_dir")
+OF_A_LINE = ("retry", "threads", "objective", "device", "run_dir", "plugins", "wandb", "dashboard")
 """Keys that say how a line goes about its jobs: where they are not swept, they tell no job from another."""
 STATES = (FINISHED, SKIPPED, FAILED, KILLED, STOPPED, RUNNING, LOST, NOT_BEGUN)
+UNREADABLE = "unreadable"
 TRACE_CHARACTERS = 4000
 """of the end of a trace, on the page"""
 
@@ -86,6 +90,8 @@ class Report:
     comparison: Table | None = None
     notes: list[str] = field(default_factory=list)
     comparison_picture: bytes | None = None
+    unreadable: list[str] = field(default_factory=list)
+    """what is wrong with records that cannot be read"""
 
     @property
     def counts(self) -> str:
@@ -129,11 +135,11 @@ def main(line: Sequence[str]) -> int:
     if len(folders) != 1 or folders[0].startswith("-"):
         raise UsageError("report multirun needs the folder of one sweep: `searchqa report multirun [--markdown] FOLDER`.")
     report = read_report(Path(folders[0]))
-    page = write_page(report)
     if "--markdown" in line:
         parts = [markdown(*report.table()), f"{report.counts}.", "\n".join(f"- {event}" for event in report.events)]
         parts += [f"{report.comparison[0]}:", markdown(*report.comparison[1:])] if report.comparison is not None else []
-        say("\n\n".join(part for part in [*parts, *report.notes] if part))
+        say("\n\n".join(part for part in [*parts, *report.notes, *report.unreadable] if part))
+        _write_or_warn(report)
         return 0
     console.print(_terminal_table(report))
     say(f"{report.counts}.")
@@ -143,8 +149,21 @@ def main(line: Sequence[str]) -> int:
         show(console, *report.comparison, caption="\n".join(report.notes))
     elif report.notes:
         say("\n".join(report.notes))
-    say(f"Page: {page}")
+    if report.unreadable:
+        say("\n".join(report.unreadable))
+    page = _write_or_warn(report)
+    if page is not None:
+        say(f"Page: {page}")
     return 0
+
+
+def _write_or_warn(report: Report) -> Path | None:
+    """The page; None, with a warning, where it cannot be written."""
+    try:
+        return write_page(report)
+    except OSError as error:
+        logger.warning("The page was not written: %s. Copy %s to where it can be written for one.", visible(str(error)), report.folder)
+        return None
 
 
 def _terminal_table(report: Report) -> Any:
@@ -164,8 +183,8 @@ def _terminal_table(report: Report) -> Any:
 def read_report(folder: Path) -> Report:
     """All that a sweep's folder tells. Raises ``RunFolderError`` for a folder without jobs' records."""
     sweep = Sweep(folder)
-    records, launches = sweep.jobs(), sweep.launches()
-    if not records and not launches:
+    (records, damaged), launches = sweep.readable_jobs(), sweep.launches()
+    if not records and not launches and not damaged:
         raise RunFolderError(
             f"{folder} is not the folder of a sweep that kept records: it has neither {JOBS_FOLDER}/*.json nor sweep.json. "
             f"`searchqa report {folder}` tells of the runs beneath a folder."
@@ -178,10 +197,15 @@ def read_report(folder: Path) -> Report:
     records.sort(key=lambda record: places.get(_label(record.overrides, swept), len(planned)))
     differing = [key for key in _differing([*(record.overrides for record in records), *waiting]) if key in swept or key not in OF_A_LINE]
     jobs = [_job(sweep, record, differing) for record in records]
+    whole = [
+        record for record, job in zip(records, jobs, strict=True) if record.state() in DONE and UNREADABLE not in job.measures.values()
+    ]
     jobs += [Job(_label(words, differing) or "job", _label(words, differing, "seed"), NOT_BEGUN) for words in waiting]
     lines = [f"searchqa {launch['command']} {shlex.join(launch['line'])}" for launch in reversed(launches)]
-    comparison, notes, picture = _comparison(folder, [record for record in records if record.state() in DONE])
-    return Report(folder, jobs, _events(folder, records, launches), list(dict.fromkeys(lines)), comparison, notes, picture)
+    comparison, notes, picture = _comparison(folder, whole)
+    events = [visible(event) for event in _events(folder, records, launches)]
+    unreadable = [visible(str(error)) for error in damaged]
+    return Report(folder, jobs, events, list(dict.fromkeys(map(visible, lines))), comparison, notes, picture, unreadable)
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:
@@ -203,12 +227,17 @@ def _label(words: Sequence[str], keys: Sequence[str], *left_out: str) -> str:
 
 def _job(sweep: Sweep, record: JobRecord, differing: Sequence[str]) -> Job:
     path, state = sweep.folder / record.name, record.state()
-    measures, curve = _measured(path) if state in DONE else ({}, [])
+    try:
+        measures, curve = _measured(path) if state in DONE else ({}, [])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RunFolderError) as raised:
+        logger.warning("What %s measured cannot be read: %r.", path, raised)
+        measures, curve = {"note": UNREADABLE}, []
     if record.value is not None:
         measures |= {"objective": number(record.value)}
-    label = _label(record.overrides, differing) or record.name
-    variant = _label(record.overrides, differing, "seed")
-    return Job(label, variant, state, len(record.history), record.seconds, record.error, record.name, measures, curve)
+    label = visible(_label(record.overrides, differing) or record.name)
+    variant = visible(_label(record.overrides, differing, "seed"))
+    error = None if record.error is None else visible(record.error)
+    return Job(label, variant, state, len(record.history), record.seconds, error, record.name, measures, curve)
 
 
 def _measured(path: Path) -> tuple[dict[str, str], list[tuple[float, float]]]:
@@ -239,7 +268,7 @@ def _measured(path: Path) -> tuple[dict[str, str], list[tuple[float, float]]]:
 def _comparison(folder: Path, records: Sequence[JobRecord]) -> tuple[Table | None, list[str], bytes | None]:
     """The table of training runs that can be compared, lines beneath it, and its picture; None where there are none."""
     from searchqa_agents.report import read_run
-    from searchqa_agents.variants import compared, comparison_table, draw_comparison, notes
+    from searchqa_agents.variants import compared, comparison_table, notes
 
     paths = [folder / record.name for record in records if (folder / record.name / SUMMARY_FILE).is_file()]
     paths = [path for path in paths if not (path / SCORE_FILE).is_file()]
@@ -251,7 +280,14 @@ def _comparison(folder: Path, records: Sequence[JobRecord]) -> tuple[Table | Non
         return None, [str(error)], None
     if comparison is None:
         return None, [], None
-    return comparison_table(comparison), notes(comparison), draw_comparison(folder / "comparison.png", comparison).read_bytes()
+    return comparison_table(comparison), notes(comparison), _picture(comparison)
+
+
+def _picture(comparison: Any) -> bytes:
+    from searchqa_agents.variants import draw_comparison
+
+    with TemporaryDirectory() as folder:
+        return draw_comparison(Path(folder) / PICTURE_FILE, comparison).read_bytes()
 
 
 def _events(folder: Path, records: Sequence[JobRecord], launches: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -312,10 +348,12 @@ def _best(file: Path) -> list[str]:
 
 
 def write_page(report: Report) -> Path:
-    """Write ``multirun.html`` into the sweep's folder: self-contained but for the links to the jobs' own pages."""
+    """Write ``multirun.html`` into the sweep's folder, self-contained but for the links to the jobs' own pages, and the comparison's picture."""
     file = report.folder / PAGE_FILE
     page = build_page(report)
     replace_file(file, lambda partial: partial.write_text(page, encoding="utf-8"))
+    if report.comparison_picture is not None:
+        (report.folder / PICTURE_FILE).write_bytes(report.comparison_picture)
     return file
 
 
@@ -332,7 +370,7 @@ def build_page(report: Report) -> str:
         name, columns, rows = report.comparison
         body = [[escape(cell) for cell in row] for row in rows]
         parts += [f"<h2>{escape(name)}</h2>", _table([escape(column) for column in columns], body)]
-    parts += [f'<p class="soft">{escape(note)}</p>' for note in report.notes]
+    parts += [f'<p class="soft">{escape(note)}</p>' for note in [*report.notes, *report.unreadable]]
     if report.comparison_picture is not None:
         parts.append(_image(report.comparison_picture, "Variants beside each other"))
     if report.events:
@@ -341,7 +379,7 @@ def build_page(report: Report) -> str:
         trace = Sweep(report.folder).error_file(job.name) if job.name and job.state not in DONE else None
         if trace is not None and trace.is_file():
             text = trace.read_text(encoding="utf-8", errors="replace")[-TRACE_CHARACTERS:]
-            parts.append(f"<details><summary>Trace of {escape(job.name)}</summary><pre>{escape(text)}</pre></details>")
+            parts.append(f"<details><summary>Trace of {escape(job.name)}</summary><pre>{escape(visible(text))}</pre></details>")
     style = _part("multirun.css")
     page = _part("multirun.html").replace("__STYLE_HASH__", _hash(style)).replace("__STYLE__", style)
     return page.replace("__TITLE__", escape(title)).replace("__BODY__", "\n".join(parts))

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -526,7 +527,7 @@ def run_stamp(environment: Mapping[str, Any], *, seed: int, threads: int | None)
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
-        "command": " ".join(["searchqa", *sys.argv[1:]]),
+        "command": shlex.join(["searchqa", *sys.argv[1:]]),
     }
 
 

@@ -12,13 +12,16 @@ A job writes its record itself, in whichever process its launcher runs it. A job
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,12 +44,33 @@ NOT_BEGUN = "not begun"
 DONE = (FINISHED, SKIPPED)
 ATTEMPTS = 2
 """How often one line tries a job that is killed. A launcher that loses one process may end those of other jobs too."""
+LONGEST_NAME = 180
+"""bytes of a job's name that stand in the names of its files, which a file system lets have 255 with what we put before and behind"""
 SECONDS_FOR_LOCK = 60.0
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
+LAUNCH_DEFAULTS: Mapping[str, Any] = {
+    "command": "",
+    "pid": 0,
+    "process": "",
+    "host": "",
+    "launcher": "basic",
+    "jobs": None,
+    "left": {},
+    "claimed": {},
+    "ended": None,
+    "error": None,
+}
+"""What an entry of ``sweep.json`` is taken to say where it has no such key."""
+
+
 class SweepRecordError(RunFolderError):
     """A record of a sweep cannot be read."""
+
+
+class SameFolderError(RunFolderError):
+    """Two jobs of one line have the same folder."""
 
 
 @dataclass(frozen=True)
@@ -145,36 +169,62 @@ class Sweep:
 
     def record_file(self, name: str) -> Path:
         """Where the record of a job lies."""
-        return self.folder / JOBS_FOLDER / f"{name.replace('/', '__')}.json"
+        return self.folder / JOBS_FOLDER / f"{_file_name(name)}.json"
 
     def error_file(self, name: str) -> Path:
         """Where the trace of a job's last error lies, once it had one."""
-        return self.folder / JOBS_FOLDER / f"{name.replace('/', '__')}.error.txt"
+        return self.folder / JOBS_FOLDER / f"{_file_name(name)}.error.txt"
 
     # -- reading -------------------------------------------------------------------------------------------------------------------------
 
     def jobs(self) -> list[JobRecord]:
-        """All jobs that have a record, in the order in which they were begun first; skipped ones first, by name."""
-        files = (self.folder / JOBS_FOLDER).glob("*.json")
-        records = [_read_record(file) for file in files]
-        return sorted(records, key=lambda record: (record.history[0].started if record.history else "", record.name))
+        """All jobs that have a record, in the order in which they were begun first; skipped ones first, by name.
+
+        Raises
+        ------
+        SweepRecordError
+            If one of the records cannot be read; :meth:`readable_jobs` goes on without it.
+        """
+        records, damaged = self.readable_jobs()
+        if damaged:
+            raise damaged[0]
+        return records
+
+    def readable_jobs(self) -> tuple[list[JobRecord], list[SweepRecordError]]:
+        """As :meth:`jobs`, of the records that can be read; and what is wrong with each of the others."""
+        records, damaged = [], []
+        for file in sorted((self.folder / JOBS_FOLDER).glob("*.json")):
+            if file.name.startswith(".partial-"):  # being written, or left by a process that was killed while it wrote
+                continue
+            try:
+                records.append(_read_record(file))
+            except FileNotFoundError:  # removed since the folder was listed
+                continue
+            except SweepRecordError as error:
+                damaged.append(error)
+        return sorted(records, key=lambda record: (record.history[0].started if record.history else "", record.name)), damaged
 
     def launches(self) -> list[dict[str, Any]]:
         """What ``sweep.json`` says, a mapping for each time that a line was begun here, oldest first.
 
         ``id``, ``line``, ``started``, ``pid``, ``process``, ``host``, ``launcher``, ``jobs`` (the overrides of each; None where a sweeper finds them
-        while it goes on), ``left`` (job -> why this line left it as it was), ``ended`` once it has, and ``error`` where it was given up.
+        while it goes on), ``left`` (job -> why this line left it as it was), ``claimed`` (job -> the overrides with which this line came to it), ``ended``
+        once it has, and ``error`` where it was given up. What files of earlier versions do not have is as in :data:`LAUNCH_DEFAULTS`.
+
+        Raises
+        ------
+        SweepRecordError
+            If the file cannot be read.
         """
         file = self.folder / SWEEP_RECORD
         if not file.is_file():
             return []
         try:
-            launches: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["launches"]
-        except (ValueError, KeyError, TypeError) as error:
+            return [_launch_of(entry) for entry in json.loads(file.read_text(encoding="utf-8"))["launches"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SweepRecordError(
                 f"{file} cannot be read: {error!r}. Remove it: the records of the jobs are in {JOBS_FOLDER}/."
             ) from error
-        return launches
 
     def launched(self, launch: str) -> dict[str, Any]:
         """What ``sweep.json`` says of one launch."""
@@ -203,7 +253,8 @@ class Sweep:
         with self._locked():
             entry: dict[str, Any] = {"id": launch, "command": command, "line": list(line), "started": _now(), "pid": own}
             entry |= {"process": process_mark(own) or "", "host": socket.gethostname(), "launcher": launcher}
-            entry |= {"jobs": None if jobs is None else [list(words) for words in jobs], "left": {}, "ended": None, "error": None}
+            entry |= {"jobs": None if jobs is None else [list(words) for words in jobs], "left": {}, "claimed": {}}
+            entry |= {"ended": None, "error": None}
             self._write_launches([*self.launches(), entry])
 
     def _change_launch(self, launch: str, change: Callable[[dict[str, Any]], object]) -> None:
@@ -231,9 +282,22 @@ class Sweep:
             Whether to try again what failed in an earlier launch.
         done
             Whether the job's folder holds the results of this very configuration; gets the record, None where there is none.
+
+        Raises
+        ------
+        SweepRecordError
+            If the job's record cannot be read. The line leaves such a job as it is.
+        SameFolderError
+            If another job of this launch has the same folder.
         """
         with self._locked():
-            before = self._read(name)
+            self._claim(name, overrides, launch)
+            try:
+                before = self._read(name)
+            except SweepRecordError as error:
+                why = str(error)
+                self._change_launch(launch, lambda entry: entry["left"].setdefault(name, why))
+                raise
             record = before or JobRecord(name, tuple(overrides))
             state = record.state() if before else NOT_BEGUN
             reason = None
@@ -257,6 +321,17 @@ class Sweep:
             self._write(replace(record, overrides=tuple(overrides), history=(*record.history, attempt)))
             return None
 
+    def _claim(self, name: str, overrides: Sequence[str], launch: str) -> None:
+        """Note which job of a launch has this folder."""
+        claimed = next((one["claimed"].get(name) for one in self.launches() if one["id"] == launch), None)
+        if claimed is None:
+            self._change_launch(launch, lambda entry: entry["claimed"].setdefault(name, list(overrides)))
+        elif sorted(claimed) != sorted(overrides):
+            raise SameFolderError(
+                f"two jobs of this line have the folder {self.folder / name}: {' '.join(claimed)}, and {' '.join(overrides)}. "
+                "Let hydra.sweep.subdir name all that differs between jobs, or give each of the two a line with a run_dir of its own."
+            )
+
     def carry_out(self, name: str, work: Callable[[], float | None]) -> tuple[float | None, str | None]:
         """Do the work of a job that this process has taken over, and record how it ended. Returns its objective, and its error in one line.
 
@@ -268,7 +343,7 @@ class Sweep:
         except Exception as error:  # noqa: BLE001, whatever it is, it is recorded, and the sweep goes on
             refused = isinstance(error, RunFolderError) and not isinstance(error, StorageError)
             text = one_line(error)
-            self.error_file(name).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            self.error_file(name).write_text(visible("".join(traceback.format_exception(error))), encoding="utf-8")
             self._end(name, REFUSED if refused else FAILED, text, time.monotonic() - begun)
             return None, text
         except BaseException as error:
@@ -288,7 +363,7 @@ class Sweep:
         """Record how the jobs of a launch ended whose process has gone without a word. Returns their names."""
         found = []
         with self._locked():
-            for record in self.jobs():
+            for record in self.readable_jobs()[0]:
                 if record.state() == KILLED and record.status == RUNNING and record.history[-1].launch == launch:
                     self._write(_ended(record, status, _GONE if status == KILLED else status))
                     found.append(record.name)
@@ -303,7 +378,7 @@ class Sweep:
         """Wait for the jobs of a launch that go on in processes of their own, where their launcher has returned already."""
         told = False
         while True:
-            going_on = [job.name for job in self.jobs() if job.state() == RUNNING and job.history[-1].launch == launch]
+            going_on = [job.name for job in self.readable_jobs()[0] if job.state() == RUNNING and job.history[-1].launch == launch]
             if not going_on:
                 return
             if not told:
@@ -312,8 +387,10 @@ class Sweep:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _read(self, name: str) -> JobRecord | None:
-        file = self.record_file(name)
-        return _read_record(file) if file.is_file() else None
+        try:
+            return _read_record(self.record_file(name))
+        except FileNotFoundError:
+            return None
 
     def _write(self, record: JobRecord) -> None:
         _write_json(self.record_file(record.name), record.to_json(self.folder))
@@ -327,15 +404,74 @@ def _ended(record: JobRecord, status: str, error: str | None, seconds: float | N
     return replace(record, history=(*record.history[:-1], last))
 
 
+def _file_name(name: str) -> str:
+    """A job's name as that of a file: ``/`` is ``__``. Where that is too long, or where another name has the same, a hash tells them apart."""
+    plain = name.replace("/", "__")
+    kept = plain.encode("utf-8", "surrogateescape")
+    if len(kept) <= LONGEST_NAME and not re.search("__|_/|/_", name):
+        return plain
+    mark = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return f"{kept[:LONGEST_NAME].decode('utf-8', 'ignore')}-{mark}"
+
+
 def _read_record(file: Path) -> JobRecord:
+    """The record in a file. Raises ``FileNotFoundError`` where there is none, and ``SweepRecordError`` for anything else than a record."""
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
-        history = tuple(Attempt(**attempt) for attempt in kept["history"])
-        return JobRecord(kept["name"], tuple(kept["overrides"]), history, kept["value"])
-    except (ValueError, KeyError, TypeError) as error:
+        history = tuple(_attempt_of(attempt) for attempt in kept["history"])
+        value = kept["value"]
+        _check(value is None or isinstance(value, (int, float)), "value", value)
+        _check(isinstance(kept["name"], str), "name", kept["name"])
+        return JobRecord(kept["name"], tuple(_words(kept["overrides"], "overrides")), history, value)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SweepRecordError(
             f"{file} is not the record of a job: {error!r}. Remove it: the job is then looked at as a new one."
         ) from error
+
+
+def _attempt_of(entry: Any) -> Attempt:
+    attempt = Attempt(**entry)
+    for key in ("status", "launch", "process", "host"):
+        _check(isinstance(getattr(attempt, key), str), key, getattr(attempt, key))
+    _check(isinstance(attempt.pid, int), "pid", attempt.pid)
+    _check(attempt.seconds is None or isinstance(attempt.seconds, (int, float)), "seconds", attempt.seconds)
+    _check(attempt.error is None or isinstance(attempt.error, str), "error", attempt.error)
+    datetime.fromisoformat(attempt.started)
+    return attempt
+
+
+def _launch_of(entry: Any) -> dict[str, Any]:
+    """An entry of ``sweep.json``, its types checked."""
+    _check(isinstance(entry, dict), "launches", entry)
+    launch: dict[str, Any] = {**deepcopy(dict(LAUNCH_DEFAULTS)), **entry}
+    for key in ("id", "command", "process", "host", "launcher"):
+        _check(isinstance(launch[key], str), key, launch[key])
+    _check(isinstance(launch["pid"], int), "pid", launch["pid"])
+    for key in ("ended", "error"):
+        _check(launch[key] is None or isinstance(launch[key], str), key, launch[key])
+    _words(launch["line"], "line")
+    _check(launch["jobs"] is None or isinstance(launch["jobs"], list), "jobs", launch["jobs"])
+    for words in launch["jobs"] or ():
+        _words(words, "jobs")
+    _check(isinstance(launch["left"], dict), "left", launch["left"])
+    _words(list(launch["left"].values()), "left")
+    _check(isinstance(launch["claimed"], dict), "claimed", launch["claimed"])
+    for words in launch["claimed"].values():
+        _words(words, "claimed")
+    datetime.fromisoformat(launch["started"])
+    return launch
+
+
+def _words(value: Any, key: str) -> list[str]:
+    _check(isinstance(value, list) and all(isinstance(word, str) for word in value), key, value)
+    return list(value)
+
+
+def _check(holds: bool, key: str, value: Any) -> None:
+    if not holds:
+        raise TypeError(f"{key} is {value!r}")
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
@@ -402,4 +538,9 @@ def one_line(error: BaseException) -> str:
 
     message = explained(error)
     text = message.text if message is not None else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))
+
+
+def visible(text: str) -> str:
+    """A text whose control characters, such as those that colour a terminal, stand as escapes; lines and tabs stay."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else sign.encode("unicode_escape").decode("ascii") for sign in text)

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+from searchqa_envs.errors import ConfigurationError
+
 logger = logging.getLogger(__name__)
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -13,9 +15,17 @@ VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECL
 
 
 def set_threads(threads: int | None) -> None:
-    """Limit the threads of numpy's and torch's libraries, whether or not they are loaded yet, also for processes that this one starts; None for no limit."""
+    """Limit the threads of numpy's and torch's libraries, whether or not they are loaded yet, also for processes that this one starts; None for no limit.
+
+    Raises
+    ------
+    ConfigurationError
+        If ``threads`` is less than 1.
+    """
     if threads is None:
         return
+    if threads < 1:
+        raise ConfigurationError(f"threads must be at least 1; got {threads}. threads=null sets no limit.")
     from threadpoolctl import threadpool_limits
 
     for name in VARIABLES:

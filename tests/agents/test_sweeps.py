@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from searchqa_agents.cli import main
 from searchqa_agents.hydra_app import _with_sweep_folders, check_config, is_finished, run_app
@@ -36,6 +36,7 @@ from searchqa_agents.sweeps import (
     STOPPED,
     Attempt,
     JobRecord,
+    SameFolderError,
     Sweep,
     SweepRecordError,
     process_mark,
@@ -273,6 +274,119 @@ def test_a_damaged_record_is_named(text: str, tmp_path: Path) -> None:
         Sweep(tmp_path).launches()
 
 
+def test_a_record_that_was_being_written_when_its_process_was_killed_is_no_record(tmp_path: Path) -> None:
+    sweep = begun(tmp_path)
+    begin(sweep, "a")
+    (tmp_path / "jobs" / ".partial-77-b.json").write_text('{"name": "b"')
+    assert [record.name for record in sweep.jobs()] == ["a"]
+
+
+def test_a_record_that_is_removed_while_the_folder_is_listed_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = begun(tmp_path)
+    begin(sweep, "a")
+    begin(sweep, "b")
+    listed = sorted((tmp_path / "jobs").glob("*.json"))
+    sweep.record_file("a").unlink()
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter(listed))
+    assert [record.name for record in sweep.jobs()] == ["b"]
+
+
+def test_a_damaged_record_does_not_hide_the_others_and_its_job_is_left(tmp_path: Path) -> None:
+    sweep = begun(tmp_path)
+    begin(sweep, "a")
+    begin(sweep, "b")
+    sweep.record_file("a").write_text("[]")
+    records, [error] = sweep.readable_jobs()
+    assert [record.name for record in records] == ["b"]
+    assert "a.json is not the record of a job" in str(error)
+    with pytest.raises(SweepRecordError):
+        begin(sweep, "a")
+    assert "Remove it" in sweep.launched("one")["left"]["a"]
+
+
+@pytest.mark.parametrize("names", [("b/c", "b__c"), ("a_/b", "a/_b"), ("x" * 250, "x" * 249 + "y"), ("é" * 100 + "/1", "é" * 100 + "/2")])
+def test_different_jobs_have_different_records(names: tuple[str, str], tmp_path: Path) -> None:
+    sweep = begun(tmp_path)
+    for name in names:
+        assert begin(sweep, name) is None
+        sweep.carry_out(name, _raises)
+    assert sorted(record.name for record in sweep.jobs()) == sorted(names)
+    assert all(sweep.error_file(name).is_file() for name in names)
+
+
+def _raises() -> float:
+    raise ValueError("\x1b[31mred\x1b[0m \udc80")
+
+
+def test_control_characters_of_an_error_do_not_reach_a_terminal(tmp_path: Path) -> None:
+    sweep = begun(tmp_path)
+    begin(sweep, "a")
+    assert sweep.carry_out("a", _raises)[1] == r"ValueError: \x1b[31mred\x1b[0m \udc80"
+    assert "\x1b" not in sweep.error_file("a").read_text()
+
+
+def test_two_jobs_of_one_line_with_one_folder_are_refused_and_equal_ones_are_one(tmp_path: Path) -> None:
+    sweep = begun(tmp_path)
+
+    def begin_with(*words: str) -> str | None:
+        return sweep.begin("a", words, "one", retry=True, done=lambda record: bool(record))
+
+    assert begin_with("x=1", "seed=0") is None
+    sweep.carry_out("a", lambda: None)
+    assert begin_with("seed=0", "x=1") == FINISHED
+    with pytest.raises(SameFolderError, match=r"two jobs of this line have the folder .*a: x=1 seed=0, and x=2 seed=0\."):
+        begin_with("x=2", "seed=0")
+
+
+def test_an_earlier_version_s_list_of_lines_is_read_and_another_s_is_named(tmp_path: Path) -> None:
+    entry = {"id": "one", "line": ["-m"], "started": "2026-01-01T00:00:00+00:00"}
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps({"launches": [entry]}))
+    [launch] = Sweep(tmp_path).launches()
+    assert (launch["jobs"], launch["left"], launch["error"], launch["launcher"]) == (None, {}, None, "basic")
+    wrong: list[dict[str, Any]] = [{"jobs": 3}, {"left": []}, {"started": "yesterday"}, {"line": "eval"}, {"pid": "1"}, {"jobs": [[1]]}]
+    for changes in wrong:
+        file.write_text(json.dumps({"launches": [{**entry, **changes}]}))
+        with pytest.raises(SweepRecordError, match=r"sweep\.json cannot be read"):
+            Sweep(tmp_path).launches()
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused(threads: int, capsys: pytest.CaptureFixture[str]) -> None:
+    lists(0, 1)
+    for line in (["seed=0", "run_dir=one"], ["-m", "seed=0,1", "run_dir=sweep"]):
+        assert main(["eval", *JOB, *line, f"threads={threads}"]) == 1
+        assert f"threads must be at least 1; got {threads}." in capsys.readouterr().err
+
+
+def test_a_sweep_with_equal_jobs_completes_and_goes_on_beside_a_damaged_record(capsys: pytest.CaptureFixture[str]) -> None:
+    lists(0, 1)
+    line = ["eval", "-m", *JOB, "agent=oracle,oracle", "seed=0,1", "run_dir=sweep"]
+    line.remove("agent=search_once")
+    assert main(line) == 0
+    assert "Sweep sweep: 2 finished." in capsys.readouterr().out
+    file = Sweep("sweep").record_file(Sweep("sweep").jobs()[0].name)
+    file.write_text("{")
+    assert main(line) == 1
+    said = capsys.readouterr().err
+    assert f"{file} is not the record of a job" in said
+    assert "1 finished (1 of them before)" in said
+    assert main(["report", "multirun", "sweep"]) == 0
+    assert "is not the record of a job" in " ".join(capsys.readouterr().out.split())
+    file.unlink()
+    assert main(line) == 0
+
+
+def test_a_line_that_is_refused_altogether_is_not_told_to_come_again(capsys: pytest.CaptureFixture[str]) -> None:
+    lists(0, 1)
+    line = ["eval", "-m", *JOB, "seed=0,1", "run_dir=sweep"]
+    assert main(line) == 0
+    assert main([*line, "env.top_k=2", "hydra.sweep.subdir=seed-${seed}"]) == 1
+    said = capsys.readouterr().err
+    assert "holds a run with another env" in said
+    assert "does what is left" not in said
+
+
 # -- lines -------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -469,7 +583,10 @@ def test_optuna_finds_the_best_agent_is_told_of_failures_and_skips_what_it_has_t
     found = yaml.safe_load(Path("sweep/optimization_results.yaml").read_text())
     assert (found["best_params"]["agent"], found["best_value"]) == ("oracle", 1.0)
     tried = {one.name: (one.state(), one.value) for one in Sweep("sweep").jobs()}
-    expected = {"agent-direct_questions-2": (FINISHED, 0.0), "agent-oracle_questions-2": (FINISHED, 1.0)}
+    expected: dict[str, tuple[str, float | None]] = {
+        "agent-direct_questions-2": (FINISHED, 0.0),
+        "agent-oracle_questions-2": (FINISHED, 1.0),
+    }
     expected |= {f"agent-{name}_questions-0": (FAILED, None) for name in ("direct", "oracle")}
     assert tried == {name: expected[name] for name in tried}
     assert {FINISHED, FAILED} == {state for state, _ in tried.values()}
@@ -510,6 +627,7 @@ def test_a_benchmark_s_folder_takes_no_other_task(words: list[str], key: str, tm
         yaml.safe_dump({"suite": "world-v1", "task": task, "seed": 0, "plugins": [], "algo": {"name": "grpo"}})
     )
     changed = OmegaConf.merge(OmegaConf.load(path / "config.yaml"), OmegaConf.from_dotlist(words))
+    assert isinstance(changed, DictConfig)
     with pytest.raises(RunFolderError, match=f"holds a run with another {key}; choose another run_dir"):
         check_config(path, changed)
 
@@ -606,6 +724,34 @@ def test_the_report_of_a_benchmark_has_scores_errors_and_what_was_not_begun(tmp_
     assert page.count("&lt;script&gt;alert(1)") >= 2  # in the table, in what happened, and in the trace
     assert 'href="grpo/sparse/seed-0/report.html"' in page
     assert "data:image/png;base64," in page
+
+
+def test_the_report_leaves_out_what_cannot_be_read_and_is_printed_also_where_no_page_can_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    made_sweep(tmp_path / "bench")
+    (tmp_path / "bench" / "grpo/sparse/seed-0/score.json").write_text('{"points": []}')
+    sweep = Sweep(tmp_path / "bench")
+    sweep.record_file("mine/sparse/seed-0").write_text("[]")
+    (tmp_path / "bench" / "multirun.html").mkdir()
+    assert main(["report", "multirun", str(tmp_path / "bench"), "--markdown"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"\| algorithm=grpo seed=0 \| finished \|.*unreadable", told)
+    assert re.search(r"\| algorithm=ppo seed=0 \| finished \|.*diverged", told)
+    assert "mine__sparse__seed-0.json is not the record of a job" in told
+    assert "The page was not written" in caplog.text
+    (tmp_path / "bench" / "multirun.html").rmdir()
+    assert main(["report", "multirun", str(tmp_path / "bench")]) == 0
+    assert "mine__sparse__seed-0.json is not the record of a job" in (tmp_path / "bench" / "multirun.html").read_text()
+
+
+def test_what_a_line_says_of_its_plugins_and_logs_tells_no_job_from_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = begun(tmp_path)
+    for seed in (0, 1):
+        words = [f"seed={seed}", f"plugins=[{seed}.py]", f"wandb=w{seed}", f"dashboard=d{seed}"]
+        sweep.begin(f"seed-{seed}", words, "one", retry=True, done=lambda record: False)
+    assert main(["report", "multirun", str(tmp_path), "--markdown"]) == 0
+    assert "| seed=0 |" in capsys.readouterr().out
 
 
 def test_the_report_of_training_runs_has_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
