@@ -11,10 +11,22 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+from mkdocs.structure.toc import AnchorLink
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from docs_pages import ROOT, for_site, is_elsewhere, linked_files, loaded, notebook_page, place_in_site, source_page, styles_from_elsewhere
+from docs_pages import (
+    ROOT,
+    for_site,
+    is_elsewhere,
+    left_over,
+    linked_files,
+    loaded,
+    notebook_page,
+    place_in_site,
+    source_page,
+    styles_from_elsewhere,
+)
 
 log = logging.getLogger("mkdocs.plugins.docs_hook")  # warnings below this name fail a strict build
 
@@ -23,8 +35,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add a page for each notebook and for each file outside docs/ that a page links to."""
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         path = f"notebooks/{notebook.name}"
-        text, pictures = notebook_page(path, notebook.read_text(encoding="utf-8"))
+        source = notebook.read_text(encoding="utf-8")
+        text, pictures = notebook_page(path, source)
         files.append(File.generated(config, place_in_site(path), content=text))
+        files.append(File.generated(config, path, content=source))
         for name, content in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
     waiting = [(f"docs/{file.src_uri}", file.content_string) for file in files.documentation_pages() if not file.generated_by]
@@ -50,15 +64,27 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Show what is reStructuredText in docstrings: references such as ``:class:`~a.b.C``` as the last name in code, and a colon before code."""
-    return re.sub(r":\w+:<code>~?(?:[\w.]+\.)?(\w+)</code>", r"<code>\1</code>", html).replace("::</p>", ":</p>")
+    """Leave constants out of the contents of API pages, and the second of the two colons before code."""
+    if page.file.src_uri.startswith("api/"):
+        leave_out_constants(page.toc.items)
+    return html.replace("::</p>", ":</p>")
+
+
+def leave_out_constants(entries: list[AnchorLink]) -> None:
+    """Take names in capitals out of a table of contents, at every level."""
+    entries[:] = [entry for entry in entries if not re.fullmatch(r"[A-Z][A-Z0-9_]+", re.sub(r"<[^>]*>|&nbsp;", "", entry.title).strip())]
+    for entry in entries:
+        leave_out_constants(entry.children)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Warn of every page, style and script that would load something from another host, or something that is not there."""
+    """Warn of every page, style and script that would load something from another host, or something that is not there, and of reStructuredText."""
     site = Path(config.site_dir)
     for page in sorted(site.rglob("*.html")):
-        for address in dict.fromkeys(loaded(page.read_text(encoding="utf-8"))):
+        html = page.read_text(encoding="utf-8")
+        if marks := left_over(html):
+            log.warning("%s shows reStructuredText: %s.", page.relative_to(site), ", ".join(dict.fromkeys(marks)))
+        for address in dict.fromkeys(loaded(html)):
             if is_elsewhere(address) and not address.startswith("data:"):
                 log.warning("%s loads %s from another host.", page.relative_to(site), address)
             elif not is_elsewhere(address) and page.name != "404.html":

@@ -140,11 +140,102 @@ def styles_from_elsewhere(css: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def prose(html: str) -> str:
+    """The text of a page that is not code."""
+    parser = _Prose()
+    parser.feed(html)
+    return "".join(parser.parts)
+
+
+class _Prose(HTMLParser):
+    """Collects text outside code, scripts and styles."""
+
+    NOT_PROSE = ("pre", "code", "script", "style")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self._inside = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside += tag in self.NOT_PROSE
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside -= tag in self.NOT_PROSE
+
+    def handle_data(self, data: str) -> None:
+        if not self._inside:
+            self.parts.append(data)
+
+
+def left_over(html: str) -> list[str]:
+    """Marks of reStructuredText that a page shows as they are: rules of tables, double backticks, also in a type's place, and roles."""
+    found = re.findall(r"={20,}|(?<!`)``(?!`)|:(?:func|class|data|meth|mod|attr|exc):", prose(html))
+    # a text where a docstring should have a type is set as code, and keeps its marks
+    typed = re.findall(r"<code[^>]*>[^\n]*?</code>", re.sub(r"<pre\b.*?</pre>", "", html, flags=re.DOTALL))
+    return found + [mark for code in typed for mark in re.findall(r"(?<!`)``(?!`)|:(?:func|class|data|meth|mod|attr|exc):`", code)]
+
+
+# Docstrings ----------------------------------------------------------------------------------------------------------------------------
+
+_RULE = re.compile(r"^ *={3,}(?: +={3,})+ *$")
+
+
+def plain_markdown(docstring: str) -> str:
+    """A docstring with its reStructuredText as Markdown: ``:role:`~a.b``` and double backticks as code, simple tables as tables.
+
+    Raises
+    ------
+    ValueError
+        Where a table has a text across two columns, or no last rule.
+    """
+    text = re.sub(r":(\w+):`~?([^`]+)`", lambda role: f"`{_name_of(role.group(1), role.group(2))}`", _with_tables(docstring))
+    return re.sub(r"(?<!`)``(?!`)(.+?)(?<!`)``(?!`)", r"`\1`", text, flags=re.DOTALL)
+
+
+def _name_of(role: str, target: str) -> str:
+    return target if role == "mod" else target.rpartition(".")[2]
+
+
+def _with_tables(docstring: str) -> str:
+    """``docstring`` with simple tables (columns under rules of ``===``) as Markdown's; a row without a first cell goes on with the one above."""
+    lines, written = docstring.splitlines(), []
+    while lines:
+        line = lines.pop(0)
+        if not _RULE.match(line):
+            written.append(line)
+            continue
+        starts = [column.start() for column in re.finditer("=+", line)]
+        parts: list[list[list[str]]] = [[]]  # the rows between rules
+        while lines and lines[0].strip():
+            row = lines.pop(0)
+            if _RULE.match(row):
+                parts.append([])
+                continue
+            if any(row[start - 1 : start].strip() for start in starts[1:]):
+                raise ValueError(f"A text across two columns of a table: {row!r}.")
+            cells = [row[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+            if cells[0]:
+                parts[-1].append(cells)
+            else:
+                parts[-1][-1] = [f"{above} {more}".strip() for above, more in zip(parts[-1][-1], cells, strict=True)]
+        if len(parts) not in (2, 3) or parts[-1]:
+            raise ValueError(f"A table without a last rule, below {line!r}.")
+        margin = " " * starts[0]
+        head, rows = (parts[0][0], parts[1]) if len(parts) == 3 else ([""] * len(starts), parts[0])
+        written += [
+            f"{margin}| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+            for cells in (head, ["---"] * len(starts), *rows)
+        ]
+    return "\n".join(written)
+
+
 # Notebooks -----------------------------------------------------------------------------------------------------------------------------
 
 
 def notebook_page(path: str, text: str) -> tuple[str, dict[str, bytes]]:
-    """A notebook as Markdown, and the pictures that it shows by file name. Outputs are those stored in it: text, Markdown, PNG pictures."""
+    """A notebook as Markdown, and the pictures that it shows by file name. Outputs are those stored in it: text, Markdown, PNG pictures; each stands
+    in an element of the class ``output``. A link behind the first cell leads to the notebook itself."""
     stem = posixpath.basename(path).removesuffix(".ipynb")
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
@@ -154,8 +245,10 @@ def notebook_page(path: str, text: str) -> tuple[str, dict[str, bytes]]:
             parts.append(for_site(source, path))
         elif cell["cell_type"] == "code":
             parts.append(f"```python\n{source}\n```")
-            parts += _outputs(cell["outputs"], stem, pictures)
-    return "\n\n".join(part for part in parts if part.strip()) + f"\n\n(The notebook: `{path}`.)\n", pictures
+            shown = _outputs(cell["outputs"], stem, pictures)
+            parts += [f'<div class="output" markdown="1">\n\n{output}\n\n</div>' for output in shown]
+    parts.insert(1, f"[Download this notebook]({stem}.ipynb){{ download }}")
+    return "\n\n".join(part for part in parts if part.strip()) + "\n", pictures
 
 
 def _outputs(outputs: list[dict[str, Any]], stem: str, pictures: dict[str, bytes]) -> Iterator[str]:
@@ -176,8 +269,7 @@ def _outputs(outputs: list[dict[str, Any]], stem: str, pictures: dict[str, bytes
 
 def docstring_markdown(thing: object, level: int = 2) -> str:
     """A docstring as Markdown: roles and double backticks as code, numpy's sections as headings, terms with indented texts as lists."""
-    text = inspect.getdoc(thing) or ""
-    text = re.sub(r":\w+:`~?([^`]+)`", lambda role: "``" + role.group(1).rpartition(".")[2] + "``", text).replace("``", "`")
+    text = plain_markdown(inspect.getdoc(thing) or "")
     text = re.sub(r"^(\w[\w ]*)\n-{3,}$", lambda head: f"## {head.group(1)}", text, flags=re.MULTILINE)
     lines = text.splitlines()
     written: list[str] = []

@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import json
+import os
 import posixpath
 import re
 import shlex
@@ -207,10 +208,15 @@ def test_a_notebook_becomes_a_page_with_its_outputs() -> None:
         {"cell_type": "code", "source": ["y"], "outputs": [{"data": {"text/html": ["<b>y</b>"], "text/plain": ["y"]}}]},
         {"cell_type": "code", "source": ["x = 1"], "outputs": []},
     ]
+
+    def shown(*lines: str) -> str:
+        return '<div class="output" markdown="1">\n\n' + "\n".join(lines) + "\n\n</div>"
+
     text, pictures = pages.notebook_page("notebooks/1_one.ipynb", json.dumps({"cells": cells}))
     assert text == (
-        "# One\n[a page](../concepts.md)\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n![Output](1_one-1.png)\n\n"
-        "```python\nx\n```\n\n**x**\n\n```python\ny\n```\n\n```text\ny\n```\n\n```python\nx = 1\n```\n\n(The notebook: `notebooks/1_one.ipynb`.)\n"
+        "# One\n[a page](../concepts.md)\n\n[Download this notebook](1_one.ipynb){ download }\n\n"
+        f"```python\nprint(1)\n```\n\n{shown('```text', '1', '```')}\n\n{shown('![Output](1_one-1.png)')}\n\n"
+        f"```python\nx\n```\n\n{shown('**x**')}\n\n```python\ny\n```\n\n{shown('```text', 'y', '```')}\n\n```python\nx = 1\n```\n"
     )
     assert pictures == {"1_one-1.png": picture}
 
@@ -234,6 +240,44 @@ def test_a_docstring_becomes_markdown() -> None:
         'Takes a `Name` and `x`.\n\n### Parameters\n\n- `split` ({"train", "dev"})\n- `first`, `second` (int):\n  What they are,\n  in two lines.\n\n'
         "### Notes\n\nNone.\n"
     )
+
+
+def test_restructured_text_becomes_markdown() -> None:
+    assert pages.plain_markdown("``a`` of :func:`~b.c.d`, :data:`E`, :mod:`f.g`,\n``h\ni``.") == "`a` of `d`, `E`, `f.g`,\n`h\ni`."
+    assert pages.plain_markdown("```python\nx\n```") == "```python\nx\n```"
+    headed = (
+        "Text.\n\n  ====== ====\n  path   what\n  ====== ====\n  ``/a`` a|b\n         or c\n  /b     d, a long one\n  ====== ====\n\nMore."
+    )
+    assert (
+        pages.plain_markdown(headed)
+        == "Text.\n\n  | path | what |\n  | --- | --- |\n  | `/a` | a\\|b or c |\n  | /b | d, a long one |\n\nMore."
+    )
+    assert pages.plain_markdown("=== ===\na   b\n=== ===") == "|  |  |\n| --- | --- |\n| a | b |"
+
+
+@pytest.mark.parametrize("table", ["=== ===\na   b", "=== ===\nabc def\nabcd  e\n=== ==="])
+def test_a_malformed_table_of_a_docstring_is_an_error(table: str) -> None:
+    with pytest.raises(ValueError, match="table"):
+        pages.plain_markdown(table)
+
+
+def test_restructured_text_on_a_built_page_is_found() -> None:
+    assert pages.left_over(f"<p>a {'=' * 30} b</p>") == ["=" * 30]
+    assert pages.left_over("<p>see :func: and ``x``</p>") == [":func:", "``", "``"]
+    assert pages.left_over("<ul><li><code>of :data:`X`, ``y``</code></li></ul>") == [":data:`", "``", "``"]
+    assert pages.left_over(f"<pre><code>{'=' * 30} ``x`` :func:`y`</code></pre><p>``` <code>x</code></p><script>``x``</script>") == []
+
+
+@pytest.mark.slow
+def test_no_page_of_the_built_site_shows_restructured_text(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings")
+    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(line, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    built = sorted(tmp_path.rglob("*.html"))
+    assert len(built) >= len(NAVIGATION)
+    assert not {file.name: marks for file in built if (marks := pages.left_over(file.read_text(encoding="utf-8")))}
+    assert (tmp_path / NOTEBOOKS[0]).read_bytes() == (ROOT / NOTEBOOKS[0]).read_bytes()
 
 
 # Troubleshooting -----------------------------------------------------------------------------------------------------------------------

@@ -16,18 +16,16 @@ With the ``openai`` client, in full::
 Each message of the model is one turn of the environment, which knows nothing of tools: budgets, rewards, metrics and a lost search back end are
 its own. What a message means:
 
-================================================= ==========================================================================================
-message                                           turn
-================================================= ==========================================================================================
-a call of ``search``                              a search; the tool's result is the environment's text between its information tags
-a call of ``answer``                              the answer
-text and no call                                  the answer: the text behind ``</think>``, if there is any
-text and a call                                   the call's; the text is kept in the segment as far as there is room for it
-several calls                                     the first one's; the others are told that they were not executed
-no such tool, or arguments that are none          invalid, and the result says what is wrong
-neither text nor call, or a refusal               invalid, and a user message says what is expected
-text cut short or filtered; thoughts alone        invalid, likewise
-================================================= ==========================================================================================
+| message | turn |
+|---|---|
+| a call of ``search`` | a search; the tool's result is the environment's text between its information tags |
+| a call of ``answer`` | the answer |
+| text and no call | the answer: the text behind ``</think>``, if there is any |
+| text and a call | the call's; the text is kept in the segment as far as there is room for it |
+| several calls | the first one's; the others are told that they were not executed |
+| no such tool, or arguments that are none | invalid, and the result says what is wrong |
+| neither text nor call, or a refusal | invalid, and a user message says what is expected |
+| text cut short or filtered; thoughts alone | invalid, likewise |
 
 An invalid turn is what the dialect makes of it: Search-R1's goes on, R1-Searcher's ends the episode. Tags in queries, answers and text are defused,
 so that a call never acts as another action. A malformed call goes back to the model without its arguments, because servers and chat templates read

@@ -102,13 +102,18 @@ def train(
     LostBackEndError
         See ``max_lost_rollouts``; in all processes at the same step.
 
-    Metrics, beside those of :func:`rollout_metrics`. Means over the step's updates: ``losses/policy_loss``, ``losses/approx_kl`` (k3 of the policy that
-    sampled against the one being updated, nats per token; trajectories without advantage may count as 0), ``losses/grad_norm``, and with the
-    algorithm ``losses/clipfrac, losses/kl, losses/entropy, losses/value_loss, losses/value_clipfrac, losses/critic_grad_norm``. Of the rollout:
-    ``charts/groups_with_spread`` (share of groups whose rewards differ), ``charts/trained_share`` (of all episodes: those learned from, with an advantage),
-    ``charts/explained_variance`` (of the returns, by the critic). Of the step: ``charts/updates`` (fewer than planned after an early stop on KL),
-    ``charts/learning_rate``, ``time/rollout``, ``time/update``; ``charts/policy_tokens``, sampled by the policy since the training began. Of the
-    rollout's searches: :data:`SEARCH_FIGURES`, of all processes together; explained in ``searchqa_retrievers.counted``.
+    Notes
+    -----
+    Metrics, beside those of :func:`rollout_metrics`:
+
+    - Means over the step's updates: ``losses/policy_loss``, ``losses/approx_kl`` (k3 of the policy that sampled against the one being updated, nats
+      per token; trajectories without advantage may count as 0), ``losses/grad_norm``, and with the algorithm ``losses/clipfrac``, ``losses/kl``,
+      ``losses/entropy``, ``losses/value_loss``, ``losses/value_clipfrac``, ``losses/critic_grad_norm``.
+    - Of the rollout: ``charts/groups_with_spread`` (share of groups whose rewards differ), ``charts/trained_share`` (of all episodes: those learned
+      from, with an advantage), ``charts/explained_variance`` (of the returns, by the critic).
+    - Of the rollout's searches: :data:`SEARCH_FIGURES`, of all processes together; explained in ``searchqa_retrievers.counted``.
+    - Of the step: ``charts/updates`` (fewer than planned after an early stop on KL), ``charts/learning_rate``, ``time/rollout``, ``time/update``.
+    - Since the training began: ``charts/policy_tokens``, sampled by the policy.
     """
     chosen = get_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
     check_settings(chosen, config)

@@ -52,32 +52,34 @@ class SearchQAEnv(HasRules, gym.Env[NDArray[np.int32], ArrayLike]):
     ``TurnRecord`` with the environment's new ids, how many ids of the segment counted, the loss mask, and the passages.
 
     ## Arguments
-    dataset, split
-        The data set and its part: train, dev, test, ``all`` (every row) or ``extra``. The registered ids fix the data set.
-    retriever
-        A name ("bm25", "none", "random"), a mapping ``{"name": "bm25", "k1": 0.9, ...}``, or any ``searchqa_retrievers.Retriever``.
-    top_k
-        Passages per search (default 3; the world: its preset's).
-    max_turns, max_segment_tokens, max_observation_tokens, max_context_tokens
-        Budgets; a turn is one segment. Passage text is cut to fit, tags never.
-    tokenizer
-        "byte", "world", a path, a hub name, or a transformers, tokenizers or own object.
-    dialect, prompt
-        "search-r1", "r1-searcher" or "zerosearch"; the prompt is "published", "bare", another of the dialect's, or a template with ``{question}``.
-    reward, reward_weights
-        A preset's name, a mapping, or a callable of an ``EpisodeView``; weights by term name.
-    forced_answer
-        Announce the last turn in environment text.
-    search_controls
-        What a search may say behind its query and ``||``: ``{"top_k": 10, "sources": ["wiki", "news"], "filters": ["title"]}`` (any of
-        them) allows ``query || k=5; source=news; title=Lisbon``. Anything else behind ``||`` is an invalid action. The published prompt
-        gets a sentence about it, the bare one and your own templates do not. Default: None, searches are plain.
-    data_dir
-        Where data sets lie; otherwise ``$SEARCHQA_DATA``, the user's cache, or a download.
-    render_mode
-        "ansi" (``render`` returns the episode as text) or "human" (written to the terminal as it goes).
-    preset, world_seed, num_worlds, hops, style, entities
-        Only the world. questions, corpus: only the custom set.
+    - ``dataset``, ``split``:
+      The data set and its part: train, dev, test, ``all`` (every row) or ``extra``. The registered ids fix the data set.
+    - ``retriever``:
+      A name ("bm25", "none", "random"), a mapping ``{"name": "bm25", "k1": 0.9, ...}``, or any ``searchqa_retrievers.Retriever``.
+    - ``top_k``:
+      Passages per search (default 3; the world: its preset's).
+    - ``max_turns``, ``max_segment_tokens``, ``max_observation_tokens``, ``max_context_tokens``:
+      Budgets; a turn is one segment. Passage text is cut to fit, tags never.
+    - ``tokenizer``:
+      "byte", "world", a path, a hub name, or a transformers, tokenizers or own object.
+    - ``dialect``, ``prompt``:
+      "search-r1", "r1-searcher" or "zerosearch"; the prompt is "published", "bare", another of the dialect's, or a template with ``{question}``.
+    - ``reward``, ``reward_weights``:
+      A preset's name, a mapping, or a callable of an ``EpisodeView``; weights by term name.
+    - ``forced_answer``:
+      Announce the last turn in environment text.
+    - ``search_controls``:
+      What a search may say behind its query and ``||``: ``{"top_k": 10, "sources": ["wiki", "news"], "filters": ["title"]}`` (any of
+      them) allows ``query || k=5; source=news; title=Lisbon``. Anything else behind ``||`` is an invalid action. The published prompt
+      gets a sentence about it, the bare one and your own templates do not. Default: None, searches are plain.
+    - ``data_dir``:
+      Where data sets lie; otherwise ``$SEARCHQA_DATA``, the user's cache, or a download.
+    - ``render_mode``:
+      "ansi" (``render`` returns the episode as text) or "human" (written to the terminal as it goes).
+    - ``preset``, ``world_seed``, ``num_worlds``, ``hops``, ``style``, ``entities``:
+      Only the world.
+    - ``questions``, ``corpus``:
+      Only the custom set.
 
     ## Version History
     - v0: first version.

@@ -3,21 +3,21 @@
 Every counter is a sum since its retriever was made, so that counters of several retrievers, processes or runs add up, and the difference of two
 readings says what happened in between:
 
-======================================================= ====================================================================================
-``search/searches``                                     searches of episodes that were executed (counted by environments)
-``search/distinct``                                     what of these the retriever was asked: equal ones of one step count once
-``search/errors``                                       searches that a lost back end left without an answer
-``search/seconds``                                      spent waiting for the retriever
-``search/cache_hits``, ``cache_joins``, ``cache_misses``  requests that memory answered; that waited for an equal one under way; the others
-``search/disk_hits``, ``disk_joins``, ``disk_misses``     the same of a cache file, which several processes may share
-``search/disk_errors``                                  readings and writings of a cache file that failed, without harm to the answers
-``search/record_hits``                                  requests answered as the recording has them
-``search/backend_calls``, ``backend_requests``          calls of back ends behind all caches, and the requests in them
-``search/backend_failures``, ``backend_seconds``        calls that raised, and the time that all calls took
-``search/money``                                        the price of all requests to back ends, or of what they bill instead
-``search/simulated_*``, ``search/simulator_*``            what a simulated search engine wrote and its endpoint was asked; see ``simulated.py``
-``search/latency/<n>``                                  calls of back ends that took at most ``2**(n/4)`` microseconds, and more than at n - 1
-======================================================= ====================================================================================
+| counter | what |
+|---|---|
+| ``search/searches`` | searches of episodes that were executed (counted by environments) |
+| ``search/distinct`` | what of these the retriever was asked: equal ones of one step count once |
+| ``search/errors`` | searches that a lost back end left without an answer |
+| ``search/seconds`` | spent waiting for the retriever |
+| ``search/cache_hits``, ``cache_joins``, ``cache_misses`` | requests that memory answered; that waited for an equal one under way; the others |
+| ``search/disk_hits``, ``disk_joins``, ``disk_misses`` | the same of a cache file, which several processes may share |
+| ``search/disk_errors`` | readings and writings of a cache file that failed, without harm to the answers |
+| ``search/record_hits`` | requests answered as the recording has them |
+| ``search/backend_calls``, ``backend_requests`` | calls of back ends behind all caches, and the requests in them |
+| ``search/backend_failures``, ``backend_seconds`` | calls that raised, and the time that all calls took |
+| ``search/money`` | the price of all requests to back ends, or of what they bill instead |
+| ``search/simulated_*``, ``search/simulator_*`` | what a simulated search engine wrote and its endpoint was asked; see ``simulated.py`` |
+| ``search/latency/<n>`` | calls of back ends that took at most ``2**(n/4)`` microseconds, and more than at n - 1 |
 
 :func:`search_figures` works out fractions and percentiles from them.
 """

@@ -1,14 +1,14 @@
 """Any retriever as a search server, for this package's client and for those of Search-R1, R1-Searcher and ZeroSearch.
 
-========================  ===================================================================================================================
-``POST /search``          this package's format
-``POST /retrieve``        Search-R1's (``queries``) and ZeroSearch's wiki server's (``query``)
-``POST /queries``         R1-Searcher's
-``GET /health``           200 while the process lives; the only path that asks for no token
-``GET /ready``            200 when a search has an answer now, else 503
-``GET /stamp``            ``{"stamp": {...}}``: what the retriever says that its answers depend on, with the hash of its corpus
-``GET /metrics``          counters for Prometheus
-========================  ===================================================================================================================
+| path | what |
+|---|---|
+| ``POST /search`` | this package's format |
+| ``POST /retrieve`` | Search-R1's (``queries``) and ZeroSearch's wiki server's (``query``) |
+| ``POST /queries`` | R1-Searcher's |
+| ``GET /health`` | 200 while the process lives; the only path that asks for no token |
+| ``GET /ready`` | 200 when a search has an answer now, else 503 |
+| ``GET /stamp`` | ``{"stamp": {...}}``: what the retriever says that its answers depend on, with the hash of its corpus |
+| ``GET /metrics`` | counters for Prometheus |
 
 A search that made the server ready counts for :data:`READY_SECONDS`, and is always the same one, so that probing costs a back end little, and one behind a
 cache nothing: then it tells of the cache only. ``/metrics`` also has what the retriever counts, as gauges ``searchqa_retriever_<name>``.

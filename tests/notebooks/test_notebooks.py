@@ -60,7 +60,9 @@ def _pictures(notebook: Any) -> int:
 
 def _check_by_hand(text: str) -> None:
     assert "91 tokens, of which 37 are yours; reward 1.0" in text
-    assert "reward: 0.0 | searches counted: 0.0 | pages found: 0.0" in text, "a forged page wins nothing"
+    won = dict(re.findall(r"^(\w+ answer, .*?): +(reward .*)$", text, re.MULTILINE))
+    assert won["right answer, forged page"] == won["right answer, no page"] == "reward 1.0 | searches 0 | pages found, any 0, all 0"
+    assert won["wrong answer, forged page"] == "reward 0.0 | searches 0 | pages found, any 0, all 0"
     assert "[/information] [answer] Kila [/answer]" in text, "a hostile page is defused"
 
 
@@ -77,7 +79,14 @@ def _check_algorithm(text: str) -> None:
     scores = [float(value) for value in re.findall(r"seed \d: held-out exact match ([\d.]+)", text)]
     assert len(scores) >= 2
     assert min(scores) > 0.1
+    between_algorithms = [float(value) for value in re.findall(r"^seed \d, grpo and hopeful: ([\d.]+)$", text, re.MULTILINE)]
+    between_seeds = [float(value) for value in re.findall(r"^\w+, seed 0 and seed 1: ([\d.]+)$", text, re.MULTILINE)]
+    assert len(between_algorithms) == len(scores) / 2
+    if len(between_algorithms) > 1:
+        assert len(between_seeds) == 2
+        assert 3 * max(between_algorithms) < min(between_seeds), "lines of one algorithm lie further apart than those of one seed"
     assert "report.html" in text, "the run of the command line has its page"
+    assert re.search(r"^\| grpo \| \d", text, re.MULTILINE), "the leaderboard is shown"
     assert len(re.findall(r"Would train hopeful on \w+ of world-v1, seed 0: \d+ policy tokens", text)) >= 3, (
         "the file takes part in the benchmark"
     )
@@ -143,6 +152,25 @@ def test_a_kept_notebook_shows_what_a_whole_run_shows(path: Path) -> None:
     CHECKS[path.name[0]](_texts(notebook))
 
 
+def test_the_conclusions_of_the_lesson_on_sweeps_are_about_its_own_numbers() -> None:
+    notebook = _kept(NOTEBOOKS[4].name)
+    [conclusions] = [cell.source for cell in notebook.cells if cell.source.startswith("## What one may conclude")]
+    text = _texts(notebook)
+    means = dict(re.findall(r"^(\w+) +runs .*?, mean 0(\.\d+),", text, re.MULTILINE))
+    intervals = dict(re.findall(r"^(\w+) +minus grpo: .*?interval (\S+ to \S+), contains 0", text, re.MULTILINE))
+    said = {name: value.replace("0.", ".").replace("-", "−") for name, value in intervals.items()}
+    assert (
+        f"reinforce is better than grpo, because its mean is higher, {means['reinforce']} against {means['grpo']} | **no**" in conclusions
+    )
+    assert f"the interval of the difference, {said['reinforce']}, contains 0" in conclusions
+    assert means["grpo"] == means["rloo"]
+    assert f"both means are {means['grpo']} | **no**" in conclusions
+    assert f"the interval of their difference, {said['rloo']}, contains" in conclusions
+    jobs = re.findall(r"^\| algo=\w+ seed=\d \| finished \| 1 \| [\d.]+ \| 0(\.\d+) \| (0\.\d+) \|", text, re.MULTILINE)
+    assert len(jobs) == 6
+    assert all(f"every run went from {before} to above .7" in conclusions and float(after) > 0.7 for before, after in jobs)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_kept_notebook_names_no_place_on_a_machine(path: Path) -> None:
     notebook = _kept(path.name)
@@ -160,7 +188,8 @@ def test_a_kept_notebook_has_nothing_that_changes_by_itself(path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_lesson_says_what_it_needs_and_ends_with_exercises_and_its_links_lead_somewhere(path: Path) -> None:
     texts = [cell.source for cell in _kept(path.name).cells if cell.cell_type == "markdown"]
-    assert "pip install 'searchqa-gym[agents]'" in texts[0]
+    assert "`pip install -e '.[notebooks]' -c constraints.txt` in a clone of the repository" in texts[0]
+    assert "searchqa-gym[" not in "\n".join(texts), "the package is on no index"
     assert "| it takes |" in texts[0]
     assert "## Exercises" in texts[-1]
     for link in re.findall(r"\]\(([^)#]+)", "\n".join(texts)):

@@ -5,7 +5,7 @@ Schulman et al. 2017 (arXiv 1707.06347), for language models as in InstructGPT (
 - A step is a token that the policy sampled; the step after a segment's last token is the next segment's first. Environment text between them
   has no value, no advantage and no loss. With ``credit="turn"`` a step is a whole segment, and the critic is asked once for each.
 - An episode has one reward, at its end, and no value is taken over from beyond it, whether it terminated or was truncated.
-- One update per rollout by default, so that ratios are 1; ``update_epochs`` and ``num_minibatches`` give more.
+- One update per rollout by default (``algo=ppo`` on the line: two), so that ratios are 1; ``update_epochs`` and ``num_minibatches`` give more.
 - KL from the policy as training begins is subtracted from each token's reward (k1, as InstructGPT does) where ``kl_coef`` is above 0.
 - Advantages are whitened over all tokens of the rollout, not of a minibatch.
 
