@@ -270,7 +270,9 @@ class _Job:
         found: float | None = None
         try:
             left = sweep.begin(name, cast("list[str]", overrides), self.launch, retry=retry, done=done)
-        except SweepRecordError as raised:
+        except (SweepRecordError, SameFolderError) as raised:
+            if isinstance(raised, SameFolderError) and not wants_values(hydra_config):
+                raise
             left = str(raised)
         error: str | None = f"left as it is: {left}"
         if left is None:

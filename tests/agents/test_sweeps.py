@@ -632,6 +632,29 @@ def test_a_benchmark_s_folder_takes_no_other_task(words: list[str], key: str, tm
         check_config(path, changed)
 
 
+def test_a_second_budget_or_split_in_a_benchmark_s_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["bench", "task=sparse", "algorithm=grpo", "seed=0", "task.questions=4", "run_dir=bench"]
+    assert main([*line, "task.budget=200"]) == 0
+    before = Path("bench/grpo/sparse/seed-0/score.json").read_bytes()
+    for words in (["task.budget=300"], ["task.budget=200", "task.measured.split=dev"]):
+        assert main([*line, *words]) == 1
+        assert "holds a run with another task; choose another run_dir" in capsys.readouterr().err
+    assert main([*line, "task.budget=200"]) == 0
+    assert "is finished: nothing to do" in capsys.readouterr().out
+    assert Path("bench/grpo/sparse/seed-0/score.json").read_bytes() == before
+
+
+def test_two_jobs_with_one_folder_end_the_line_which_names_both(capsys: pytest.CaptureFixture[str]) -> None:
+    lists(0, 1)
+    assert main(["eval", "-m", *JOB, "seed=0,1", "hydra.sweep.subdir=one", "run_dir=sweep"]) == 1
+    said = capsys.readouterr().err
+    assert "two jobs of this line have the folder sweep/one" in said
+    assert "seed=0" in said
+    assert "seed=1" in said
+    assert "two jobs of this line" in str(Sweep("sweep").launches()[0]["error"])
+    assert len(job("sweep", "one").history) == 1
+
+
 def test_another_file_of_an_algorithm_beside_it_leaves_a_finished_job_finished(tmp_path: Path) -> None:
     settings = {"seed": 0, "plugins": [], "algo": {"name": "grpo"}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
