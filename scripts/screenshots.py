@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from PIL import Image
 from rich.console import Console
 
-from searchqa_agents.bench.results import shipped
 from searchqa_agents.trajectory import load_trajectories
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -80,9 +79,8 @@ def shots(runs: Path) -> list[Shot]:
     )
     searchqa("report", "multirun", str(sweep))
     found.append(Shot("screenshots/multirun.png", sweep / "multirun.html", "", (1280, 1000)))
-    if entries := shipped(SUITE):
-        searchqa("bench", "compare", next(iter(entries)), "--out", str(runs / "compare"))
-        found.append(Shot("screenshots/bench_compare.png", runs / "compare" / "report.html", "", (1280, 1100)))
+    searchqa("bench", "leaderboard", "--suite", SUITE, "--out", str(runs / "leaderboard"))
+    found.append(Shot("screenshots/bench_compare.png", runs / "leaderboard" / "report.html", "", (1280, 1100)))
     return found
 
 

@@ -365,7 +365,7 @@ def run_parts(path: Path, summary: Mapping[str, Any], lines: Sequence[Mapping[st
         f"{steps:,} step{'s' if steps > 1 else ''}" if steps else None,
         f"seed {config['seed']}" if config.get("seed") is not None else None,
         _day(path),
-        path.name,
+        f"folder {path.name}",
     ]
     return [str(part) for part in parts if part]
 

@@ -89,14 +89,23 @@ function path(series, scale, logarithmic) {
   });
   return text;
 }
-// The height of a mark's label: above or beneath the mark, whichever is farther from the curves beside it.
+// The height of a mark's label: nearest to the mark of those that no curve runs through, else the one farthest from the curves.
 function freest(panel, scale, left, top, early) {
-  const [from, until] = early ? [left, left + LABEL] : [left - LABEL, left];
-  const beside = panel.series.flatMap((series) => series[1].map((x, i) => [scale.x(x), series[2][i]]))
-    .filter(([x, y]) => x >= from && x <= until && y !== null && (!panel.logarithmic || y > 0)).map(([, y]) => scale.y(y));
+  const [from, until] = early ? [left + 4, left + LABEL] : [left - LABEL, left - 4];
+  const beside = [];
+  for (const series of panel.series) {
+    const points = series[1].map((x, i) => [scale.x(x), series[2][i]]).filter(([, y]) => y !== null && (!panel.logarithmic || y > 0)).map(([x, y]) => [x, scale.y(y)]);
+    points.forEach(([x, y], i) => {
+      const [nextX, nextY] = points[i + 1] ?? [x, y];
+      for (const share of [0, 0.25, 0.5, 0.75]) {
+        const at = x + share * (nextX - x);
+        if (at >= from && at <= until) beside.push(y + share * (nextY - y));
+      }
+    });
+  }
   const room = (y) => Math.min(HIGH, ...beside.map((other) => Math.abs(other - (y - 4))));
-  const [above, beneath] = [top - 6, top + 13].map((y) => Math.max(TOP + 8, Math.min(HIGH - BOTTOM - 3, y)));
-  return room(above) >= room(beneath) ? above : beneath;
+  const heights = [-6, 13, -17, 24].map((away) => Math.max(TOP + 8, Math.min(HIGH - BOTTOM - 3, top + away)));
+  return heights.find((y) => room(y) >= 7) ?? heights.reduce((best, y) => room(y) > room(best) ? y : best);
 }
 const look = (place) => "stroke" + place % 8 + (place >= 8 ? " dash" + (Math.floor(place / 8) + 1) % 3 : "");
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from searchqa_agents.cli import main
 from searchqa_agents.eval_report import finish, is_evaluation, refresh, summarise
-from searchqa_agents.plots import scores
+from searchqa_agents.plots import _dots, scores
 from searchqa_agents.results import write_results
 from searchqa_agents.runs import RunFolder, RunFolderError
 from searchqa_agents.table import METRIC_TITLES, amount, in_parts, is_heading, markdown
@@ -373,3 +374,9 @@ def test_the_picture_takes_names_as_they_are_and_does_without_intervals_and_turn
     for found in ({}, {"$\\frac{": [0.1, 0.2, 0.2]}, {"a": [0.5]}):
         picture = scores({"$\\frac{": {"exact match": (0.5, None)}, "b": {"F1": (0.0, (0.0, 1.0))}}, found, "$ x", "b")
         assert picture.startswith(b"\x89PNG")
+
+
+def test_zeros_are_drawn_on_the_whole_scale() -> None:
+    axes = Figure().subplots()
+    _dots(axes, {"a": {"exact match": (0.0, (0.0, 0.0))}}, ["exact match"], "")
+    assert axes.get_xlim() == (0, 1)

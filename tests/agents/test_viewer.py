@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from searchqa_agents.curves import Panel, Series
 from searchqa_agents.page_data import outcome, rounded
+from searchqa_agents.report import run_parts, write_page
 from searchqa_agents.trajectory import Trajectory, TurnSpan
 from searchqa_agents.viewer import build_page, embedded_json
 from searchqa_envs.tokenizers import build_tokenizer
@@ -253,3 +255,20 @@ def test_sets_keep_their_order_and_items_their_number() -> None:
     page = Page(build_page({"before": [trajectory(), trajectory()], "after": [trajectory()]}, BYTE, title="t"))
     assert page.data["sets"] == ["before", "after"]
     assert [(item["set"], item["number"]) for item in page.items] == [("before", 0), ("before", 1), ("after", 0)]
+
+
+def test_a_page_of_a_run_says_below_its_title_what_the_run_is(tmp_path: Path) -> None:
+    config = "algo: {name: grpo}\nenv: {id: SearchQA-World-v0}\nstart: shipped\nseed: 0\nsets: null\n"
+    for name in ("mine", "2026-01-02_03-04-05-train"):
+        run = tmp_path / name
+        (run / "tensorboard" / "train").mkdir(parents=True)
+        (run / "tensorboard" / "train" / "events.out.tfevents.86400.host.1.0").touch()
+        (run / "config.yaml").write_text(config, encoding="utf-8")
+        own = [{"phase": "warmup", "step": 90, "seconds": 1.0}, *({"phase": "train", "step": i, "seconds": 2.0} for i in (1, 2))]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in own), encoding="utf-8")
+        data = Page(write_page(run).read_text(encoding="utf-8")).data
+        day = "1970-01-02 · " if name == "mine" else ""
+        assert data["subtitle"] == f"grpo · SearchQA-World-v0 · start shipped · 2 steps · seed 0 · {day}folder {name}"
+        assert data["notes"] == []
+    (run / "config.yaml").write_text("agent: {kind: oracle}\nenv: {id: a}\nsets: [nq, hotpotqa]\n", encoding="utf-8")
+    assert run_parts(run, {"kind": "eval"}, []) == ["oracle", "nq, hotpotqa", f"folder {run.name}"]
