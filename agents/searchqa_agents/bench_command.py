@@ -86,14 +86,10 @@ def _register(line: Sequence[str]) -> None:
 
     from searchqa_agents.bench.sb3_job import SB3PPOConfig
     from searchqa_agents.bench.task import BenchSettings
-    from searchqa_agents.plugins import load_plugins, plugins_on
-    from searchqa_agents.settings import register_training, structured
+    from searchqa_agents.plugins import register_with_plugins
+    from searchqa_agents.settings import structured
 
-    register_training()
-    plugins = plugins_on(line)
-    if plugins:
-        load_plugins(plugins)
-        register_training()  # their settings too
+    register_with_plugins(line)
     store = ConfigStore.instance()
     store.store(name="bench_types", node=BenchSettings)
     store.store(group="algo", name="sb3_ppo", node=structured(SB3PPOConfig, name="sb3_ppo"))

@@ -32,6 +32,17 @@ def plugins_on(line: Sequence[str]) -> list[str]:
     return [str(item) for item in value]
 
 
+def register_with_plugins(line: Sequence[str]) -> None:
+    """Make the types of ``train`` known to Hydra, and the settings of every algorithm, those of the line's plugins among them; loads torch."""
+    from searchqa_agents.settings import register_training
+
+    register_training()
+    plugins = plugins_on(line)
+    if plugins:
+        load_plugins(plugins)
+        register_training()  # their settings too
+
+
 def load_plugins(plugins: Sequence[str]) -> None:
     """Import files (``my_algorithm.py``) and modules (``my_package.my_algorithm``), each once.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from searchqa_agents.hydra_app import check_config, is_finished, run_app, write_config
 from searchqa_agents.launch import launched, place
-from searchqa_agents.settings import TrainSettings, register, register_training
+from searchqa_agents.settings import TrainSettings, register
 from searchqa_envs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -21,18 +21,10 @@ if TYPE_CHECKING:
 
 def main(line: Sequence[str]) -> int:
     """Run ``searchqa train <line>``."""
+    from searchqa_agents.plugins import register_with_plugins
+
     register()
-    return run_app("train", run, line, before=_register)
-
-
-def _register(line: Sequence[str]) -> None:
-    from searchqa_agents.plugins import load_plugins, plugins_on
-
-    register_training()
-    plugins = plugins_on(line)
-    if plugins:
-        load_plugins(plugins)
-        register_training()  # their settings too
+    return run_app("train", run, line, before=register_with_plugins)
 
 
 def run(config: DictConfig, path: Path) -> None:
