@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from searchqa_agents.cli import main
 from searchqa_agents.hydra_app import _with_sweep_folders, check_config, is_finished, run_app
 from searchqa_agents.multirun import SweepFailedError, with_optuna_defaults
 from searchqa_agents.objective import ObjectiveError, objective_of
-from searchqa_agents.runs import RunFolderError
+from searchqa_agents.runs import RunFolderError, run_stamp
 from searchqa_agents.sweeps import (
     FAILED,
     FINISHED,
@@ -653,6 +654,12 @@ def test_two_jobs_with_one_folder_end_the_line_which_names_both(capsys: pytest.C
     assert "seed=1" in said
     assert "two jobs of this line" in str(Sweep("sweep").launches()[0]["error"])
     assert len(job("sweep", "one").history) == 1
+
+
+def test_the_command_of_a_stamp_can_be_given_to_a_shell_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["eval", "-m", "seed=range(2)", 'objective="a b"']
+    monkeypatch.setattr(sys, "argv", ["searchqa", *words])
+    assert shlex.split(run_stamp({}, seed=0, threads=1)["command"]) == ["searchqa", *words]
 
 
 def test_another_file_of_an_algorithm_beside_it_leaves_a_finished_job_finished(tmp_path: Path) -> None:
