@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from searchqa_agents.algorithm import ALGORITHMS, AlgorithmConfig, get_algorithm
+from searchqa_agents.algorithm import AlgorithmConfig, get_algorithm
 from searchqa_agents.bench.results import SHARES, Point, ScoreRun, normalised_score, write_run
 from searchqa_agents.bench.task import BenchSettings, HeldOut
 from searchqa_agents.loading import checkpoint_path, checkpoint_tokenizer, chosen_device, chosen_dtype, make_venv
@@ -214,9 +214,7 @@ def algorithm_of(settings: BenchSettings, line_says: Sequence[str]) -> tuple[str
         from searchqa_agents.bench.sb3_job import SB3PPOConfig
 
         return None, built(SB3PPOConfig, settings.algo)
-    if name not in ALGORITHMS:
-        get_algorithm(name)  # raises, naming those that there are
-    config = built(ALGORITHMS[name].config, settings.algo)
+    config = built(get_algorithm(name).config, settings.algo)
     own_default = type(config).questions_per_step != AlgorithmConfig.questions_per_step
     if not own_default and "algo.questions_per_step" not in line_says:
         config = replace(config, questions_per_step=settings.task.questions_per_step)
@@ -248,8 +246,8 @@ def job_stamp(settings: BenchSettings, venv: Any, held_out: HeldOut, label: str,
 
 def plugins_stamp(settings: BenchSettings) -> dict[str, str]:
     """The name and sha256 of the file that registers the job's algorithm, where it is a plugin; others on the line do not matter to it."""
-    algorithm = ALGORITHMS.get(str(settings.algo.name))
-    module = None if algorithm is None else sys.modules.get(algorithm.config.__module__)
+    name = str(settings.algo.name)
+    module = None if name == SB3 else sys.modules.get(get_algorithm(name).config.__module__)
     file = Path(getattr(module, "__file__", None) or "").resolve()
     files = [Path(plugin).expanduser().resolve() for plugin in settings.plugins]
     return {file.name: file_sha256(file)} if file in files else {}
