@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OF_NO_MATTER = frozenset(
     {"seed", "name", "run_dir", "threads", "device", "dry_run", "plugins", "keep_last", "rollouts_every", "max_lost_rollouts", "plan"}
-    | {"processes", "shard"}
+    | {"processes", "shard", "wandb", "dashboard", "retry", "objective"}
 )
 """Parts of a configuration that change no result, or only by chance."""
 

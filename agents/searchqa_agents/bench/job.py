@@ -270,6 +270,8 @@ def as_given(command: str, label: str, plugins: Mapping[str, str]) -> str:
         if key == "algo":
             names = [next(iter(plugins), name) if name == label else name for name in value.split(",")]
             given.append(f"algorithm={','.join(names)}")
+        elif key == "hydra.sweep.dir":
+            given.append(f"run_dir={value.strip(chr(39))}")
         elif key != "plugins" or not plugins:
             given.append(word)
     return shlex.join(given)

@@ -222,9 +222,8 @@ def test_the_stamp_has_the_line_as_it_was_given_without_the_place_of_the_file(tm
     folder = tmp_path / "it's here"
     folder.mkdir()
     (folder / "mine.py").write_text(OWN_ALGORITHM.replace("NAME", "placed"))
-    assert job.as_given("searchqa bench algo=grpo,placed 'seed=range(5)' plugins=[/a/mine.py]", "placed", {"mine.py": "0"}) == (
-        "searchqa bench algorithm=grpo,mine.py 'seed=range(5)'"
-    )
+    told = """searchqa bench algo=grpo,placed 'seed=range(5)' "hydra.sweep.dir='runs/small'" plugins=[/a/mine.py]"""
+    assert job.as_given(told, "placed", {"mine.py": "0"}) == "searchqa bench algorithm=grpo,mine.py 'seed=range(5)' run_dir=runs/small"
     assert bench(tmp_path / "runs", f"algorithm={folder / 'mine.py'}", "seed=0", "dry_run=true") == 0
 
 
