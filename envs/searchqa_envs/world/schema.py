@@ -263,7 +263,8 @@ PRESETS: dict[str, WorldPreset] = {
         ),
     )
 }
-"""``easy``: the world of the two-minute training runs. ``deep``: the same with questions of up to three hops. ``medium``: more relations, aliases, distractor pages, every kind of question.
+"""``easy``: the world of the two-minute training runs. ``deep``: the same with questions of up to three hops. ``medium``: more relations, aliases,
+distractor pages, every kind of question.
 ``hard``: natural sentences and up to four hops."""
 
 
