@@ -391,8 +391,11 @@ def rliable_library():
     bare = types.ModuleType("arch")
     bare.__path__ = list(importlib.util.find_spec("arch").submodule_search_locations)
     sys.modules["arch"] = bare
+    import absl.logging
     import rliable.library
 
+    # Whoever sets up logging later closes all handlers, and absl's would close what stands for stderr during this test.
+    absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
     yield rliable.library
     for name in [name for name in sys.modules if name.split(".")[0] == "arch" or name == "rliable.library"]:
         del sys.modules[name]
